@@ -1,0 +1,192 @@
+"""From cases to batches: each batch is a pure function of (seed, iteration), whatever the number of workers.
+
+Labeled cases come first in a batch; labels of unlabeled cases are never opened.
+"""
+
+import os
+from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dataloaders import la_heart
+from dataloaders.augment import Size, apply_intensity, apply_transform, draw_transform
+from utils.errors import InputError
+from utils.options import repository_path
+
+LABELED, UNLABELED = 0, 1  # names of the two streams in the random keys
+MEMORY_SHARE = 0.6  # of the free memory that decoded cases may take before --cache ram falls back to none
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`image` (B, 1, W, H, D) float32, labeled cases first; `label` (L, 1, W, H, D) float32 in [0, 1]."""
+
+    image: Tensor
+    label: Tensor
+    cases: tuple[str, ...]
+
+    @property
+    def num_labeled(self) -> int:
+        return self.label.shape[0]
+
+    def to(self, device: torch.device, memory_format: torch.memory_format = torch.contiguous_format) -> "Batch":
+        """The batch on a device; the image in the memory format that the networks use."""
+        image = self.image.to(device, non_blocking=True).contiguous(memory_format=memory_format)
+        return replace(self, image=image, label=self.label.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """Called by the loader, for transfers that overlap with computation."""
+        return replace(self, image=self.image.pin_memory(), label=self.label.pin_memory())
+
+
+def resample(volume: np.ndarray, size: Size) -> np.ndarray:
+    """A volume on another grid over the same extent: area averages when shrinking, else trilinear.
+
+    Args: volume, (W, H, D). Returns: `size`, float32.
+    """
+    if volume.shape == tuple(size):
+        return volume.astype(np.float32, copy=False)
+    tensor = torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float32))[None, None]
+    if all(new <= old for new, old in zip(size, volume.shape, strict=True)):
+        return F.interpolate(tensor, size=tuple(size), mode="area")[0, 0].numpy()
+    return F.interpolate(tensor, size=tuple(size), mode="trilinear", align_corners=False)[0, 0].numpy()
+
+
+def scaled_shape(shape: Size, scale: float) -> Size:
+    """Size of a volume at --scale, at least one voxel per axis."""
+    return tuple(max(1, round(length * scale)) for length in shape)
+
+
+def read_region(volume: np.ndarray, start: Size, size: Size, fill: float) -> np.ndarray:
+    """A region that may exceed the volume; what lies outside is `fill`."""
+    low = [max(s, 0) for s in start]
+    high = [min(s + n, length) for s, n, length in zip(start, size, volume.shape, strict=True)]
+    inside = volume[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+    if inside.shape == tuple(size):
+        return inside
+    region = np.full(size, fill, dtype=inside.dtype)
+    region[tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start, strict=True))] = inside
+    return region
+
+
+class CaseStore:
+    """Images of all cases and labels of the labeled ones, decoded once (`ram`) or read at each use (`none`)."""
+
+    def __init__(self, options: Namespace, labeled: list[str], unlabeled: list[str]):
+        self.root, self.scale = repository_path(options.root_path), options.scale
+        self.labeled = frozenset(labeled)
+        names = [*labeled, *unlabeled]
+        self.native = {name: la_heart.read_shape(self.root, name) for name in names}
+        self.shapes = {name: scaled_shape(shape, self.scale) for name, shape in self.native.items()}
+        self.in_memory = options.cache == "ram" and self._fits()
+        self.notices = [] if self.in_memory or options.cache == "none" else [_no_room_notice()]
+        small = [n for n, shape in self.shapes.items() if any(np.less(shape, options.patch_size))]
+        if small:
+            self.notices.append(
+                f"{len(small)} of {len(names)} volumes are smaller than the patch {tuple(options.patch_size)} along "
+                "some axis; they are padded with their minimum"
+            )
+        self._images: dict[str, np.ndarray] = {}
+        self._labels: dict[str, np.ndarray] = {}
+        if self.in_memory:
+            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+                self._images = dict(zip(names, pool.map(self._decode_image, names), strict=True))
+                self._labels = dict(zip(labeled, pool.map(self._decode_label, labeled), strict=True))
+
+    def _fits(self) -> bool:
+        voxels = sum(int(np.prod(shape)) for shape in self.shapes.values())
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return voxels * np.dtype(np.float32).itemsize < MEMORY_SHARE * free
+
+    def _decode_image(self, name: str) -> np.ndarray:
+        return resample(la_heart.read_image(self.root, name), self.shapes[name])
+
+    def _decode_label(self, name: str) -> np.ndarray:
+        label = la_heart.read_label(self.root, name)
+        if label.shape != self.native[name]:
+            raise InputError(
+                f"image {self.native[name]} and label {label.shape} of case {name} differ in shape; "
+                f"mend {la_heart.case_path(self.root, name)}"
+            )
+        return resample(label, self.shapes[name]) if self.scale != 1 else label
+
+    def image(self, name: str, start: Size, size: Size) -> np.ndarray:
+        """A region of an image; outside the volume lies the image's minimum."""
+        if name not in self._images and self.scale == 1:
+            return self._read_crop(name, la_heart.IMAGE_KEY, start, size)
+        volume = self._images[name] if name in self._images else self._decode_image(name)
+        return read_region(volume, start, size, fill=volume.min() if any(np.less(volume.shape, size)) else 0)
+
+    def label(self, name: str, start: Size, size: Size) -> np.ndarray:
+        """A region of a label; outside the volume lies background. Unlabeled cases have none."""
+        if name not in self.labeled:
+            raise ValueError(f"case {name} is unlabeled: its label must not be read")
+        if name not in self._labels and self.scale == 1:
+            return self._read_crop(name, la_heart.LABEL_KEY, start, size)
+        volume = self._labels[name] if name in self._labels else self._decode_label(name)
+        return read_region(volume, start, size, fill=0)
+
+    def _read_crop(self, name: str, key: str, start: Size, size: Size) -> np.ndarray:
+        """Only the voxels that are needed, from the file; the fill value costs a whole read where it is needed."""
+        low = tuple(max(s, 0) for s in start)
+        high = tuple(min(s + n, length) for s, n, length in zip(start, size, self.native[name], strict=True))
+        inside = la_heart.read_crop(self.root, name, key, low, tuple(np.subtract(high, low)))
+        if inside.shape == tuple(size):
+            return inside
+        fill = la_heart.read_image(self.root, name).min() if key == la_heart.IMAGE_KEY else 0
+        return read_region(inside, tuple(np.subtract(start, low)), size, fill)
+
+
+def stream_case(names: list[str], seed: int, stream: int, position: int) -> str:
+    """The case at a position of an endless stream of full permutations, without carrying any state."""
+    epoch, index = divmod(position, len(names))
+    return names[np.random.default_rng([seed, stream, epoch]).permutation(len(names))[index]]
+
+
+class BatchStream(Dataset):
+    """`stream[iteration]` is the batch of that iteration."""
+
+    def __init__(self, options: Namespace, store: CaseStore, labeled: list[str], unlabeled: list[str]):
+        self.options, self.store = options, store
+        self.streams = [(labeled, LABELED, options.labeled_bs)]
+        if options.batch_size > options.labeled_bs:
+            self.streams.append((unlabeled, UNLABELED, options.batch_size - options.labeled_bs))
+
+    def __len__(self) -> int:
+        return self.options.max_iterations
+
+    def __getitem__(self, iteration: int) -> Batch:
+        images, labels, cases = [], [], []
+        for names, stream, count in self.streams:
+            for slot in range(count):
+                case = stream_case(names, self.options.seed, stream, iteration * count + slot)
+                rng = np.random.default_rng([self.options.seed, stream, iteration, slot])
+                transform = draw_transform(rng, self.store.shapes[case], tuple(self.options.patch_size), self.options)
+                crop = apply_transform(transform, lambda *region, case=case: self.store.image(case, *region))
+                images.append(apply_intensity(crop, transform.intensity))
+                if stream == LABELED:
+                    labels.append(
+                        apply_transform(transform, lambda *region, case=case: self.store.label(case, *region))
+                    )
+                cases.append(case)
+        return Batch(_stack(images), _stack(labels), tuple(cases))
+
+
+def _stack(crops: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(crops)[:, None])  # (N, 1, W, H, D)
+
+
+def make_loader(stream: BatchStream, start: int, num_workers: int, pin_memory: bool) -> DataLoader:
+    """Batches from iteration `start` on, in order."""
+    iterations = range(start, len(stream))
+    return DataLoader(stream, None, sampler=iterations, num_workers=num_workers, pin_memory=pin_memory)
+
+
+def _no_room_notice() -> str:
+    return "the decoded cases do not fit into the free memory: reading from the files as with --cache none"

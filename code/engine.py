@@ -1,0 +1,215 @@
+"""The only training loop: batch, turns (terms, sum, backward, step), after_step; log, save, resume."""
+
+import signal
+import statistics
+import time
+from argparse import Namespace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dataloaders.batch import Batch, BatchStream, CaseStore, make_loader
+from dataloaders.split import Split
+from inference import dice_of_cases
+from methods.base import Method, Turn
+from utils import runs
+from utils.device import memory_format, peak_memory_gib, place, precision
+from utils.errors import InputError
+from utils.journal import Journal
+from utils.schedules import learning_rate
+
+WARM_UP = 5  # iterations that do not count for the printed step time
+TIMED = 20  # iterations after which the step time is printed
+
+
+class Stopped(Exception):
+    """A signal arrived and the run was saved; `number` is the signal's."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
+class Engine:
+    """Trains one method in one run folder."""
+
+    def __init__(self, options: Namespace, method: Method, split: Split, folder: Path, device: torch.device):
+        self.options, self.split, self.folder, self.device = options, split, folder, device
+        self.method = place(method, device, options)
+        self.turns = method.turns()
+        self.scaler = torch.amp.GradScaler(device.type, enabled=options.amp == "fp16")
+        self.iteration = 0  # finished ones
+        self.seconds = 0.0  # of training steps, over all resumptions
+        self.best_val = -1.0
+        self._signal = 0
+        self._step_seconds: list[float] = []
+
+    # --- training
+
+    def train(self, journal: Journal) -> None:
+        """Train up to --max_iterations. A signal saves the run and raises `Stopped`."""
+        store = CaseStore(self.options, self.split.labeled, self.split.unlabeled)
+        for notice in store.notices:
+            journal.say(notice)
+        stream = BatchStream(self.options, store, self.split.labeled, self.split.unlabeled)
+        loader = make_loader(stream, self.iteration, self.options.num_workers, self.device.type == "cuda")
+        handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            self._loop(loader, journal)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self._signal = number
+        signal.signal(number, signal.SIG_DFL)  # a second one kills at once
+
+    def _loop(self, loader, journal: Journal) -> None:
+        options, total = self.options, self.options.max_iterations
+        bar = tqdm(initial=self.iteration, total=total, unit="it", disable=None, dynamic_ncols=True)
+        tick = time.perf_counter()
+        for batch in loader:
+            wait = time.perf_counter() - tick
+            batch = batch.to(self.device, memory_format(self.device, options.amp))
+            values = self.step(batch)
+            step_seconds = time.perf_counter() - tick
+            self.seconds += step_seconds
+            bar.update()
+            self._announce_pace(step_seconds, journal)
+            if self._due(options.log_every):
+                journal.scalars(self.iteration, {**values, "step_seconds": step_seconds, "data_wait": wait})
+            if self._due(options.image_every):
+                journal.image(self.iteration, "training", self._picture(batch))
+            if self.split.validation and self._due(options.val_every):
+                self._validate(journal)
+            if self._due(options.save_every) or self._signal:
+                self.save(runs.LAST)
+            if self._signal:
+                raise Stopped(self._signal)
+            tick = time.perf_counter()
+        bar.close()
+
+    def _due(self, every: int) -> bool:
+        return bool(every) and (self.iteration % every == 0 or self.iteration == self.options.max_iterations)
+
+    def step(self, batch: Batch) -> dict[str, float]:
+        """One iteration: every turn in order, then `after_step`. Returns the numbers for the curves."""
+        self.method.train()
+        self.method.monitor.clear()
+        rate = learning_rate(self.iteration, self.options)
+        values: dict[str, float] = {"learning_rate": rate}
+        for turn in self.turns:
+            values |= self._take_turn(turn, batch, rate)
+        self.method.after_step(self.iteration)
+        self.iteration += 1
+        return values | {name: float(value) for name, value in self.method.monitor.items()}
+
+    def _take_turn(self, turn: Turn, batch: Batch, rate: float) -> dict[str, float]:
+        self._open_gradients(turn)
+        if turn.scheduled:
+            for group in turn.optimizer.param_groups:
+                group["lr"] = rate
+        with precision(self.device, self.options.amp):
+            terms = turn.step(batch, self.iteration)
+        total = torch.stack([term.float() for term in terms.values()]).sum()
+        if not torch.isfinite(total):
+            raise self._not_finite(terms, batch)
+        turn.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(total).backward()
+        self.scaler.step(turn.optimizer)
+        self.scaler.update()
+        return {f"loss/{name}": float(term.detach()) for name, term in terms.items()}
+
+    def _open_gradients(self, turn: Turn) -> None:
+        if len(self.turns) == 1:
+            return
+        own = {id(p) for group in turn.optimizer.param_groups for p in group["params"]}
+        for other in self.turns:
+            for parameter in (p for group in other.optimizer.param_groups for p in group["params"]):
+                parameter.requires_grad_(id(parameter) in own)
+
+    def _not_finite(self, terms: dict[str, Tensor], batch: Batch) -> InputError:
+        bad = ", ".join(f"{name} = {float(term.detach())}" for name, term in terms.items())
+        last = self.folder / runs.LAST
+        saved = f"the last good checkpoint is {last}" if last.exists() else "nothing was saved yet"
+        return InputError(
+            f"the loss is not finite in iteration {self.iteration + 1} ({bad}; cases {', '.join(batch.cases)}); "
+            f"{saved}; lower --base_lr or try --amp off"
+        )
+
+    # --- what people look at
+
+    def _announce_pace(self, step_seconds: float, journal: Journal) -> None:
+        self._step_seconds.append(step_seconds)
+        if len(self._step_seconds) != TIMED:
+            return
+        pace = statistics.median(self._step_seconds[WARM_UP:])
+        left = timedelta(seconds=round(pace * (self.options.max_iterations - self.iteration)))
+        end = (datetime.now() + left).strftime("%Y-%m-%d %H:%M")
+        journal.say(
+            f"{pace:.2f} s per iteration; {left} left, until about {end}; "
+            f"peak memory {peak_memory_gib(self.device):.1f} GiB"
+        )
+
+    @torch.no_grad()
+    def _picture(self, batch: Batch):
+        from reporting.figures import training_panel  # matplotlib takes a second to import
+
+        self.method.eval()
+        image = batch.image[:1]
+        with precision(self.device, self.options.amp):
+            probs = {name: _array(prob) for name, prob in self.method.predict(image).items()}
+            maps = {name: _array(sdm) for name, sdm in self.method.signed_maps(image).items()}
+        return training_panel(_array(image), _array(batch.label[:1]), probs, next(iter(maps.values()), None))
+
+    def _validate(self, journal: Journal) -> None:
+        dice = dice_of_cases(self.method, self.split.validation, self.options, self.device)
+        journal.scalars(self.iteration, {"validation/dice": dice})
+        journal.say(f"iteration {self.iteration}: validation Dice {100 * dice:.2f}")
+        if dice > self.best_val:
+            self.best_val = dice
+            self.save(runs.BEST_VAL)
+
+    # --- checkpoints
+
+    def save(self, name: str) -> None:
+        """Write everything that a resumed run needs, whole or not at all."""
+        runs.save_checkpoint(
+            self.folder / name,
+            {
+                "networks": self.method.state_dict(),
+                "optimizers": [turn.optimizer.state_dict() for turn in self.turns],
+                "scaler": self.scaler.state_dict(),
+                "iteration": self.iteration,
+                "seconds": self.seconds,
+                "best_val": self.best_val,
+                "options": vars(self.options),
+                "rng": runs.rng_state(),
+            },
+        )
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint of this method."""
+        load_networks(self.method, state, self.folder / runs.LAST)
+        for turn, saved in zip(self.turns, state["optimizers"], strict=True):
+            turn.optimizer.load_state_dict(saved)
+        self.scaler.load_state_dict(state["scaler"])
+        self.iteration, self.seconds, self.best_val = state["iteration"], state["seconds"], state["best_val"]
+        runs.restore_rng(state["rng"])
+
+
+def load_networks(method: nn.Module, state: dict[str, Any], path: Path) -> None:
+    """Weights of a checkpoint; one of another method or width is an `InputError`."""
+    try:
+        method.load_state_dict(state["networks"])
+    except RuntimeError:
+        was = {key: state["options"].get(key) for key in ("method", "n_filters", "norm")}
+        raise InputError(f"{path} does not fit the networks of this run: it was trained with {was}") from None
+
+
+def _array(tensor: Tensor):
+    return tensor[0, 0].float().cpu().numpy()

@@ -1,0 +1,98 @@
+"""What a method is: a module that owns its networks, and nothing around them (no loader, loop, device, file).
+
+To add one, copy `supervised.py`, write the step, and add a line to `METHODS`.
+"""
+
+from argparse import Namespace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dataloaders.batch import Batch
+from networks.vnet import VNet
+from utils.schedules import rampup
+
+Terms = dict[str, Tensor]
+
+
+@dataclass
+class Turn:
+    """One player's move: the terms that it minimises and the optimizer that does it.
+
+    Gradients are open only for the parameters of `optimizer`, so players cannot train each other.
+    With `scheduled` the engine sets the rate of --lr_schedule; a critic's own rate stays as built.
+    """
+
+    name: str
+    step: Callable[[Batch, int], Terms]
+    optimizer: torch.optim.Optimizer
+    scheduled: bool = True
+
+
+class Method(nn.Module):
+    """Interface of all methods. Subclasses build networks in `__init__`, the only place that reads flags."""
+
+    uses_unlabeled: ClassVar[bool] = True
+    outputs: ClassVar[tuple[str, ...]] = ("seg",)  # what `predict` can give, the reported one first
+    defaults: ClassVar[dict[str, Any]] = {}  # shared flags whose default differs for this method
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}  # this method's own flags under a --preset
+
+    def __init__(self, options: Namespace):
+        super().__init__()
+        self.monitor: dict[str, float | Tensor] = {}  # numbers for a curve, never minimised
+        self._network = {"n_filters": options.n_filters, "dropout": options.dropout, "norm": options.norm}
+        self._optimizer = {key: getattr(options, key) for key in ("base_lr", "momentum", "weight_decay")}
+        self._optimizer_kind = options.optimizer
+
+    @staticmethod
+    def add_arguments(group) -> None:
+        """Declare the method's own flags; shared flags live in utils/options.py."""
+
+    def make_vnet(self, *heads: str) -> VNet:
+        """A V-Net of the width, dropout and norm that the flags ask for."""
+        return VNet(heads, **self._network)
+
+    def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The shared optimizer (--optimizer) over some parameters; the engine sets its rate every iteration."""
+        rate, decay = self._optimizer["base_lr"], self._optimizer["weight_decay"]
+        if self._optimizer_kind == "adamw":
+            return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+        return torch.optim.SGD(parameters, lr=rate, momentum=self._optimizer["momentum"], weight_decay=decay)
+
+    def turns(self) -> list[Turn]:
+        """The moves of one iteration, in order; called once, when the training starts."""
+        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return [Turn("step", self.training_step, self.make_optimizer(trainable))]
+
+    def training_step(self, batch: Batch, iteration: int) -> Terms:
+        """Terms of the objective by name, weights applied; the engine minimises their sum and logs each."""
+        raise NotImplementedError
+
+    def after_step(self, iteration: int) -> None:
+        """Called after the last turn of an iteration: the place of a moving average."""
+
+    def predict(self, image: Tensor, outputs: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """Foreground probability of a patch, {name: (B, 1, W, H, D) float32}; only the `outputs` asked for."""
+        raise NotImplementedError
+
+    def signed_maps(self, image: Tensor) -> dict[str, Tensor]:
+        """Signed distance maps of a patch, {name: (B, 1, W, H, D)}, for pictures; empty for most methods."""
+        return {}
+
+
+class ConsistencyMethod(Method):
+    """A method with one consistency weight: lambda(t) = --consistency x Gaussian ramp over --consistency_rampup."""
+
+    def __init__(self, options: Namespace):
+        super().__init__(options)
+        self._consistency = options.consistency
+        self._ramp = {"length": options.ramp_iterations, "shape": options.ramp}
+
+    def consistency_weight(self, iteration: int) -> float:
+        """lambda(t), t counted from 0."""
+        weight = self._consistency * rampup(iteration, **self._ramp)
+        self.monitor["consistency_weight"] = weight
+        return weight

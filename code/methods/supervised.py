@@ -1,0 +1,28 @@
+"""V-Net on labeled cases only: the baseline of every table, and the shortest example to start from."""
+
+from argparse import Namespace
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from dataloaders.batch import Batch
+from methods.base import Method, Terms
+from utils.losses import dice_ce_loss, foreground_logits
+
+
+class Supervised(Method):
+    """0.5 (cross entropy + Dice) on labeled crops; the whole batch is labeled. Two-class softmax as in UA-MT."""
+
+    uses_unlabeled = False
+
+    def __init__(self, options: Namespace):
+        super().__init__(options)
+        self.network = self.make_vnet("softmax")
+
+    def training_step(self, batch: Batch, iteration: int) -> Terms:
+        logits = self.network(batch.image)["softmax"]  # (B, 2, W, H, D)
+        return {"supervised": dice_ce_loss(logits[: batch.num_labeled], batch.label)}
+
+    def predict(self, image: Tensor, outputs: Iterable[str] | None = None) -> dict[str, Tensor]:
+        return {"seg": torch.sigmoid(foreground_logits(self.network(image)["softmax"]))}

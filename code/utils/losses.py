@@ -1,0 +1,38 @@
+"""Losses: pure functions of tensors, all sums in float32.
+
+`prob` and `logits` are (B, 1, W, H, D); `label` has the same shape, float in [0, 1], soft values welcome.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+SMOOTH = 1e-5  # added to both sides of the Dice ratio, as in the public codes
+
+
+def foreground_logits(logits: Tensor) -> Tensor:
+    """One-channel logits of the foreground: sigmoid(l1 - l0) is the softmax of two channels.
+
+    Args: logits, (B, 1 or 2, W, H, D). Returns: (B, 1, W, H, D).
+    """
+    return logits[:, 1:] - logits[:, :1] if logits.shape[1] == 2 else logits
+
+
+def dice_loss(prob: Tensor, label: Tensor) -> Tensor:
+    """Soft Dice loss of the foreground, pooled over the batch, squares in the denominator (V-Net, Eq. 3)."""
+    prob, label = _checked(prob, label)
+    overlap = (prob * label).sum()
+    total = prob.square().sum() + label.square().sum()
+    return 1 - (2 * overlap + SMOOTH) / (total + SMOOTH)
+
+
+def dice_ce_loss(logits: Tensor, label: Tensor) -> Tensor:
+    """0.5 (cross entropy + Dice): the supervised loss that the compared methods share."""
+    logits, label = _checked(foreground_logits(logits), label)
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, label)
+    return 0.5 * (cross_entropy + dice_loss(logits.sigmoid(), label))
+
+
+def _checked(prediction: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    if prediction.shape != label.shape:
+        raise ValueError(f"prediction {tuple(prediction.shape)} and label {tuple(label.shape)} differ in shape")
+    return prediction.float(), label.float()

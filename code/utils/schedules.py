@@ -1,0 +1,45 @@
+"""Schedules: pure functions of the iteration, so that a resumed run needs no state for them."""
+
+import math
+
+RAMP_UNIT = 150  # iterations per unit of --consistency_rampup in the public codes ("epoch = iteration // 150")
+RAMP_STEEPNESS = 5.0  # exp(-5 (1 - t)^2), Laine & Aila, ICLR 2017
+
+
+def rampup(iteration: float, length: float, shape: str = "smooth") -> float:
+    """Gaussian ramp exp(-5 (1 - min(t, T) / T)^2), in (0, 1].
+
+    Args:
+        iteration: t, counted from 0.
+        length: T in iterations; 0 means no ramp.
+        shape: `smooth`, or `stairs` of the public codes (40 stairs over T; 0.9969 on the last one).
+    """
+    if length <= 0:
+        return 1.0
+    progress = min(iteration / length, 1.0)
+    if shape == "stairs":
+        progress = min(math.floor(progress * STAIRS + STAIR_SLACK) / STAIRS, 1.0)
+    return math.exp(-RAMP_STEEPNESS * (1 - progress) ** 2)
+
+
+STAIRS = 40  # 6000 iterations / 150
+STAIR_SLACK = 1e-9  # 3 * (1 / 3) must reach the next stair
+
+
+def learning_rate(iteration: int, options) -> float:
+    """Learning rate at an iteration (counted from 0), for --lr_schedule steps | cosine | constant.
+
+    `steps` multiplies by --lr_gamma after every --lr_step iterations; `cosine` falls to 0 at --max_iterations.
+    Both follow a linear --warmup.
+    """
+    rate = options.base_lr
+    if options.lr_schedule == "steps":
+        rate *= options.lr_gamma ** (iteration // options.lr_step)
+    elif options.lr_schedule == "cosine":
+        rate *= 0.5 * (1 + math.cos(math.pi * min(iteration / options.max_iterations, 1.0)))
+    return rate * min(1.0, (iteration + 1) / options.warmup) if options.warmup else rate
+
+
+def geometric(start: float, end: float, progress: float) -> float:
+    """Geometric interpolation from `start` (progress 0) to `end` (progress 1)."""
+    return start * (end / start) ** min(max(progress, 0.0), 1.0)
