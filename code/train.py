@@ -10,11 +10,12 @@ import torch
 from dataloaders.split import training_split
 from engine import Engine, Stopped
 from methods import METHODS
+from methods.base import Method
 from utils import runs
 from utils.device import pick_device
 from utils.errors import InputError, run_script
 from utils.journal import Journal
-from utils.options import parse_in_two_strides
+from utils.options import parse_in_two_strides, repository_path
 
 SIGNAL_EXIT = 128  # exit status of a run that a signal stopped: 128 + its number, as shells count
 
@@ -29,12 +30,16 @@ def parse_options(argv: Sequence[str] | None = None, method: str | None = None) 
 def train(options: Namespace) -> int:
     """Train a run from its options. Returns the exit status."""
     split = training_split(options)
+    options.labelnum = len(split.labeled) + len(split.validation)
+    options.unlabelnum = len(split.unlabeled)
     device = pick_device(options)
-    folder = runs.prepare_run(options)
-    state = runs.load_checkpoint(folder / runs.LAST) if (folder / runs.LAST).exists() else None
     runs.seed_everything(options.seed)
     torch.use_deterministic_algorithms(options.deterministic)
-    engine = Engine(options, METHODS[options.method](options), split, folder, device)
+    method = METHODS[options.method](options)
+    notices = _load_pretrained(method, options)
+    folder = runs.prepare_run(options)
+    state = runs.load_checkpoint(folder / runs.LAST) if (folder / runs.LAST).exists() else None
+    engine = Engine(options, method, split, folder, device)
     if state is not None:
         engine.load(state)
     runs.write_json(folder / runs.OPTIONS, vars(options))
@@ -44,6 +49,8 @@ def train(options: Namespace) -> int:
         + (f", {len(split.validation)} for validation" if split.validation else "")
         + (f"; resumed at iteration {engine.iteration}" if state is not None else "")
     )
+    for notice in notices:
+        journal.say(notice)
     try:
         engine.train(journal)
     except Stopped as stop:
@@ -59,6 +66,14 @@ def train(options: Namespace) -> int:
         _test_command(options),
     )
     return 0
+
+
+def _load_pretrained(method: Method, options: Namespace) -> list[str]:
+    """Published weights, unless the run continues; before its folder is touched, so that a bad file costs nothing."""
+    continues = options.resume and not options.overwrite
+    if not options.pretrained or (continues and (runs.run_folder(options.model_path, options.exp) / runs.LAST).exists()):
+        return []
+    return method.load_pretrained([repository_path(name.strip()) for name in options.pretrained.split(",")])
 
 
 def _test_command(options: Namespace) -> str:

@@ -41,6 +41,11 @@ def training_split(options: Namespace) -> Split:
     return Split(labeled[:kept], unlabeled, labeled[kept:])
 
 
+def cases_to_test(options: Namespace) -> list[str]:
+    """Case ids of the test list."""
+    return read_list(list_paths(options)[1], "--test_list")
+
+
 def _labeled(options: Namespace, cases: list[str], path: Path) -> list[str]:
     if options.labeled_list:
         labeled = read_list(Path(options.labeled_list), "--labeled_list")

@@ -4,15 +4,18 @@ To add one, copy `supervised.py`, write the step, and add a line to `METHODS`.
 """
 
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from dataloaders.batch import Batch
+from networks.published import load_published
 from networks.vnet import VNet
+from utils.errors import InputError
 from utils.schedules import rampup
 
 Terms = dict[str, Tensor]
@@ -54,6 +57,24 @@ class Method(nn.Module):
     def make_vnet(self, *heads: str) -> VNet:
         """A V-Net of the width, dropout and norm that the flags ask for."""
         return VNet(heads, **self._network)
+
+    def load_pretrained(self, paths: Sequence[Path]) -> list[str]:
+        """Published weights as a start: one file for every V-Net, or one for each in the order of definition.
+
+        Returns: a sentence on each network: its file, and the heads that keep their initial values.
+        """
+        networks = {name: module for name, module in self.named_modules() if isinstance(module, VNet)}
+        if len(paths) not in (1, len(networks)):
+            raise InputError(
+                f"--pretrained names {len(paths)} files, but there are {len(networks)} networks "
+                f"({', '.join(networks)}): give one file for all or one for each, separated by commas"
+            )
+        sentences = []
+        for (name, network), path in zip(networks.items(), paths * (len(networks) // len(paths)), strict=True):
+            lacking = load_published(network, path)
+            kept = f", which lacks its head {' and '.join(lacking)}: that keeps its initial values" if lacking else ""
+            sentences.append(f"{name} starts from {path}{kept}")
+        return sentences
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The shared optimizer (--optimizer) over some parameters; the engine sets its rate every iteration."""

@@ -6,14 +6,13 @@ origin and direction in LPS, as SimpleITK gives them; this file changes the sign
 """
 
 import gzip
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
-from utils.errors import InputError
+from utils.runs import atomic
 
 RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0])
 SCANNER_SPACE = 1  # NIfTI's code for "scanner coordinates", for qform and sform
@@ -50,7 +49,8 @@ def write_nifti(
     image.set_qform(
         affine, code=SCANNER_SPACE
     )  # a quaternion holds no shear: sform is exact, qform the nearest
-    _write_whole(path, gzip.compress(image.to_bytes(), COMPRESSION_LEVEL, mtime=0))
+    with atomic(path) as temporary:
+        temporary.write_bytes(gzip.compress(image.to_bytes(), COMPRESSION_LEVEL, mtime=0))
 
 
 def affine_ras(
@@ -83,19 +83,3 @@ def _stored(array: np.ndarray) -> np.ndarray:
     if array.dtype != bool and array.size and (array.min() < 0 or array.max() > np.iinfo(np.uint8).max):
         raise ValueError(f"mask values must lie in 0..255, got {array.min()}..{array.max()}")
     return array.astype(np.uint8)
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Put the bytes in place at once; a full disk leaves neither a torn file nor a temporary one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"cannot write {path} ({reason}); make room there or name another folder") from error
-    finally:
-        temporary.unlink(missing_ok=True)

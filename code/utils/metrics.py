@@ -150,8 +150,8 @@ def _as_spacing(spacing_mm: Sequence[float]) -> tuple[float, ...]:
 
 def _overlap(prediction: np.ndarray, label: np.ndarray) -> dict[str, float]:
     """Dice and Jaccard; both 1 if both masks are empty."""
-    common = np.count_nonzero(prediction & label)
-    total = np.count_nonzero(prediction) + np.count_nonzero(label)
+    common = int(np.count_nonzero(prediction & label))
+    total = int(np.count_nonzero(prediction) + np.count_nonzero(label))
     if total == 0:
         return {"dice": 1.0, "jaccard": 1.0}
     return {"dice": 2.0 * common / total, "jaccard": common / (total - common)}
@@ -188,9 +188,7 @@ def _surface(mask: np.ndarray) -> np.ndarray:
     return mask & ~interior
 
 
-def _asd_and_hd95(
-    prediction: np.ndarray, label: np.ndarray, spacing: tuple[float, ...]
-) -> tuple[float, float]:
+def _asd_and_hd95(prediction: np.ndarray, label: np.ndarray, spacing: tuple[float, ...]) -> tuple[float, float]:
     """ASD and 95HD of two surfaces: (0, 0) if both are empty, (NaN, NaN) if one is."""
     present = prediction.any(), label.any()
     if not all(present):

@@ -75,24 +75,27 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action)
 
 
-def add_data_options(parser: ArgumentParser) -> None:
-    """Where the scans are, and which of them are labeled."""
-    group = parser.add_argument_group("data")
+def add_path_options(parser: ArgumentParser) -> None:
+    """Where the scans and their lists are."""
+    group = parser.add_argument_group("scans")
     group.add_argument("--root_path", default="data/LA", help="folder of the cases, <root_path>/<case>/mri_norm2.h5")
     group.add_argument(
         "--split",
         choices=("official", "dev"),
         default="official",
-        help="pair of lists: train/test or dev_train/dev_test",
+        help="pair of lists in --root_path: train.list and test.list, or dev_train.list and dev_test.list",
     )
     group.add_argument("--train_list", help="file of training case ids, labeled first (default: that of --split)")
     group.add_argument("--test_list", help="file of test case ids (default: that of --split)")
+
+
+def add_data_options(parser: ArgumentParser) -> None:
+    """Which cases are labeled, and how they are read."""
+    group = parser.add_argument_group("data")
     group.add_argument("--labelnum", type=int, default=16, help="labeled cases: the first so many of the training list")
     group.add_argument("--labeled_list", help="file of the labeled case ids, instead of the first --labelnum")
     group.add_argument(
-        "--unlabelnum",
-        type=int,
-        help="unlabeled cases: the first so many after the labeled ones (default: all)",
+        "--unlabelnum", type=int, help="unlabeled cases: the first so many after the labeled ones (default: all)"
     )
     group.add_argument("--scale", type=float, default=1.0, help="resample volumes by this factor; tests score natively")
     group.add_argument("--cache", choices=("ram", "none"), default="ram", help="keep decoded cases in memory or not")
@@ -252,6 +255,11 @@ def add_preset_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--preset", choices=tuple(PRESETS), default="paper", help="named settings; flags given by hand win"
     )
+    add_compat_option(parser)
+
+
+def add_compat_option(parser: ArgumentParser) -> None:
+    """One switch for the quirks of the public codes."""
     parser.add_argument(
         "--compat",
         choices=("off", *COMPAT),
@@ -332,6 +340,7 @@ def parse_in_two_strides(
     if hasattr(cls, "consistency_weight"):
         add_consistency_options(parser)
     for add in (
+        add_path_options,
         add_data_options,
         add_augmentation_options,
         add_training_options,

@@ -1,0 +1,202 @@
+"""Score trained runs on the test list: a row per case, mean and spread, every output, with and without filter.
+
+Several runs are set side by side, with the paired difference of each to the first.
+"""
+
+import csv
+import math
+import platform
+import sys
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dataloaders import la_heart
+from dataloaders.split import cases_to_test
+from engine import load_networks
+from inference import THRESHOLD, predict_volume
+from methods import METHODS
+from methods.base import Method
+from reporting.figures import case_figure
+from reporting.nifti import write_nifti
+from reporting.printed import PrintedRow, printed_row
+from reporting.tables import Score, case_table, comparison_table, pick, printed_table, summary_table
+from utils import options as flags
+from utils import runs
+from utils.device import pick_device, place
+from utils.errors import InputError, run_script
+from utils.metrics import evaluate, largest_component, summarise, verify_against_medpy
+
+POSTS = {"none": lambda mask: mask, "lcc": largest_component}
+CHECKPOINTS = {"last": runs.LAST, "best_val": runs.BEST_VAL}
+NOT_COMPARABLE = "the paper's full-scale figures on the official 20 cases: another setting, not comparable"
+PACKAGES = ("torch", "numpy", "scipy", "edt")  # whose versions are written beside the scores
+
+
+def make_parser() -> ArgumentParser:
+    """Flags of a test; what a run was trained with is taken from the run."""
+    parser = ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter, allow_abbrev=False)
+    parser.add_argument("--exp", nargs="+", required=True, metavar="NAME", help="run to score; several are compared")
+    parser.add_argument("--model_path", default="model", help="folder of all runs")
+    parser.add_argument("--weights", choices=tuple(CHECKPOINTS), default="last", help="checkpoint to score")
+    parser.add_argument(
+        "--skip", nargs="*", choices=("predictions", "figures"), default=[], help="what not to write: NIfTI, pictures"
+    )
+    parser.add_argument("--verify_metrics", action="store_true", help="compare every score with medpy (slow)")
+    flags.add_compat_option(parser)
+    flags.add_path_options(parser)
+    flags.add_device_options(parser)
+    flags.add_inference_options(parser)
+    return parser
+
+
+def parse_options(argv: Sequence[str] | None, trained: dict[str, Any]) -> Namespace:
+    """Options of one run: by hand > --compat by hand > those of its training."""
+    parser = make_parser()
+    compat, _ = parser.parse_known_args(argv)
+    kept = {key: value for key, value in trained.items() if key not in ("device", "gpu", "compile", "model_path")}
+    flags.layer_defaults(parser, kept, flags.COMPAT.get(compat.compat, {}))
+    return Namespace(**{**trained, **vars(parser.parse_args(argv))})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Score every run that was asked for; returns the exit status."""
+    asked = make_parser().parse_args(argv)
+    reported = {}
+    for exp in asked.exp:
+        folder = runs.existing_run(asked.model_path, exp)
+        state = runs.load_checkpoint(folder / CHECKPOINTS[asked.weights])
+        options = parse_options(argv, state["options"])
+        scores, head = score_run(folder, state, options)
+        print_run(exp, scores, head, options, state)
+        reported[f"{exp} ({head}, {options.post})"] = pick(scores, head, options.post)
+    if len(reported) > 1:
+        print(f"\n{comparison_table(reported)}")
+    return 0
+
+
+def score_run(folder: Path, state: dict[str, Any], options: Namespace) -> tuple[list[Score], str]:
+    """Score one run and write metrics.csv, metrics.json, predictions and figures into its folder."""
+    cases = cases_to_test(options)
+    device = pick_device(options)
+    method = METHODS[options.method](Namespace(**state["options"]))
+    load_networks(method, state, folder / CHECKPOINTS[options.weights])
+    place(method, device, options)
+    head = options.head or method.outputs[0]
+    if head not in method.outputs:
+        raise InputError(f"--head {head} is not among the outputs of {options.exp}: {', '.join(method.outputs)}")
+    start, scores = time.perf_counter(), []
+    for case in tqdm(cases, unit="case", disable=None, dynamic_ncols=True):
+        scores += score_case(method, case, head, options, device, folder)
+    seconds = time.perf_counter() - start
+    write_scores(folder, scores, head, options, state, seconds)
+    return scores, head
+
+
+def score_case(
+    method: Method, case: str, head: str, options: Namespace, device: torch.device, folder: Path
+) -> list[Score]:
+    """All outputs of one case, with and without the component filter."""
+    root = flags.repository_path(options.root_path)
+    image, label = la_heart.read_image(root, case), la_heart.read_label(root, case)
+    spacing = la_heart.read_spacing(root, case)
+    probs = predict_volume(method, image, options, device)
+    scores = []
+    for output, prob in probs.items():
+        for post, clean in POSTS.items():
+            mask = clean(prob > THRESHOLD)
+            values = evaluate(mask, label, spacing, options.eval_empty)
+            if options.verify_metrics:
+                verify_against_medpy(values, mask, label, spacing)
+            scores.append({"case": case, "head": output, "post": post, **values})
+            if (output, post) == (head, options.post):
+                write_case(folder, case, image, label, mask, spacing, scores[-1], options.skip)
+    return scores
+
+
+def write_case(folder, case, image, label, mask, spacing, score: Score, skip: Sequence[str]) -> None:
+    """The reported prediction as NIfTI and as a picture."""
+    if "predictions" not in skip:
+        (folder / runs.PREDICTIONS).mkdir(exist_ok=True)
+        write_nifti(folder / runs.PREDICTIONS / f"{case}.nii.gz", mask, spacing)
+    if "figures" not in skip:
+        (folder / runs.FIGURES).mkdir(exist_ok=True)
+        title = f"{case}\nDice {100 * score['dice']:.1f} %, 95HD {score['hd95_vox']:.1f} voxels"
+        case_figure(image, label, {"prediction": mask}, folder / runs.FIGURES / f"{case}.png", title, spacing)
+
+
+def write_scores(
+    folder: Path, scores: list[Score], head: str, options: Namespace, state: dict[str, Any], seconds: float
+) -> None:
+    """metrics.csv (a row per case, output and post) and metrics.json (with summary, options, versions, seconds)."""
+    with runs.atomic(folder / runs.METRICS_CSV) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, scores[0])
+        writer.writeheader()
+        writer.writerows(scores)
+    kinds = dict.fromkeys((score["head"], score["post"]) for score in scores)
+    content = {
+        "exp": folder.name,
+        "reported": {"head": head, "post": options.post, "weights": options.weights},
+        "iteration": state["iteration"],
+        "training_seconds": state["seconds"],
+        "test_seconds": seconds,
+        "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "options": vars(options),
+        "summary": {f"{kind[0]}/{kind[1]}": summarise(pick(scores, *kind)) for kind in kinds},
+        "cases": scores,
+    }
+    runs.write_json(folder / runs.METRICS_JSON, _plain(content))
+
+
+def _plain(value: Any) -> Any:
+    """The value as strict JSON: numbers that are not finite become null."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+def print_run(exp: str, scores: list[Score], head: str, options: Namespace, state: dict[str, Any]) -> None:
+    """Tables for the terminal: the reported output per case, all outputs, the paper's figures."""
+    print(f"\n{exp}: output {head}, post-processing {options.post}, iteration {state['iteration']}\n")
+    print(case_table(scores, head, options.post))
+    print(f"\nall outputs, with (lcc) and without (none) the largest-component filter\n\n{summary_table(scores)}")
+    row = paper_row(options)
+    if row is not None:
+        heading = "as printed" if is_paper_setting(options) else NOT_COMPARABLE
+        print(f"\n{heading}\n\n{printed_table(row)}")
+
+
+def is_paper_setting(options: Namespace) -> bool:
+    """Whether the paper's figures may stand beside these: its preset, its lists, its number of labels."""
+    lists = options.split == "official" and not (options.train_list or options.test_list or options.labeled_list)
+    return options.preset == "paper" and lists and printed_row(*_row_key(options)) is not None
+
+
+def paper_row(options: Namespace) -> PrintedRow | None:
+    """The printed row of these numbers of scans, else that of the paper's 16 labeled and 64 or no unlabeled ones."""
+    method, _, unlabeled, variant = _row_key(options)
+    return printed_row(*_row_key(options)) or printed_row(method, 16, 64 if unlabeled else 0, variant)
+
+
+def _row_key(options: Namespace) -> tuple[str, int, int, str | None]:
+    variant = None
+    if options.method == "dtml":
+        supervision = {"mask": None, "sdm": "dis", "both": "dis+mask"}[options.sdm_supervision]
+        variant = supervision if options.branch == "both" else f"{options.branch}_only"
+    return options.method, options.labelnum, options.unlabelnum, variant
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(sys.argv[1:]))

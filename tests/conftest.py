@@ -1,0 +1,72 @@
+"""What the tests share: small options, a random batch, a phantom data set, and where real scans may lie."""
+
+import os
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from dataloaders.batch import Batch
+from train import parse_options
+
+PATCH = 32  # the smallest patch that every method supports
+TINY = ["--preset", "demo", "--patch_size", "32", "32", "32", "--n_filters", "8", "--device", "cpu", "--image_every", "0"]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--la_dir", default=os.environ.get("DTML_LA_DIR"), help="folder of real scans, <case>/mri_norm2.h5")
+
+
+@pytest.fixture(autouse=True)
+def few_threads():
+    """Small tensors are faster on one thread, and results do not depend on the machine's cores."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tiny_options() -> Callable[..., Namespace]:
+    """Parsed options of a method at the smallest size: tiny_options("dtml", "--branch", "sdm")."""
+
+    def build(method: str, *flags: str) -> Namespace:
+        return parse_options(["--method", method, *TINY, *flags])
+
+    return build
+
+
+@pytest.fixture
+def make_batch() -> Callable[..., Batch]:
+    """A seeded random batch: ellipsoid labels, images that show them; labeled cases first."""
+
+    def build(labeled: int = 2, unlabeled: int = 2, size: int = PATCH, seed: int = 0) -> Batch:
+        generator = torch.Generator().manual_seed(seed)
+        axis = torch.linspace(-1, 1, size)
+        distance = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")).square()
+        count = labeled + unlabeled
+        radii = 0.4 + 0.4 * torch.rand(count, 3, 1, 1, 1, generator=generator)
+        mask = ((distance / radii.square()).sum(dim=1, keepdim=True) < 1).float()  # (B, 1, W, H, D)
+        image = mask + 0.3 * torch.randn(mask.shape, generator=generator)
+        return Batch(image, mask[:labeled], tuple(f"case{index}" for index in range(count)))
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def phantom(tmp_path_factory) -> Path:
+    """A folder of small phantom cases in the LA layout, with train.list (6) and test.list (2)."""
+    from make_phantom import main
+
+    folder = tmp_path_factory.mktemp("phantom")
+    flags = ["--train", "6", "--test", "2", "--shape", "40", "36", "32"]
+    assert main(["--dest", str(folder), "--overwrite", *flags]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def la_dir(request) -> Path:
+    """The folder of real scans; tests that need it are skipped, with a message, where there is none."""
+    folder = request.config.getoption("--la_dir")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("no real scans: set DTML_LA_DIR or pass --la_dir")
+    return Path(folder)
