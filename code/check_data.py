@@ -11,50 +11,34 @@ from tqdm import tqdm
 
 from dataloaders.la_heart import find_faults, has_label, read_label, read_shape, read_spacing, scan_list
 from utils.errors import run_script
-
-ROOT = Path(__file__).resolve().parents[1]
-LISTS = {"official": ("train.list", "test.list"), "dev": ("dev_train.list", "dev_test.list")}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags that say which cases are meant."""
-    group = parser.add_argument_group("data")
-    group.add_argument(
-        "--root_path", type=Path, default=ROOT / "data" / "LA", help="folder of the cases (data/LA)"
-    )
-    group.add_argument("--split", choices=LISTS, default="official", help="pair of lists (official)")
-    group.add_argument("--train_list", type=Path, help="training ids, one a line (<root_path>, by --split)")
-    group.add_argument("--test_list", type=Path, help="test ids, one a line (<root_path>, by --split)")
-    group.add_argument("--labelnum", type=int, default=16, help="labeled cases: first of the list (16)")
+from utils.options import HelpFormatter, add_path_options, list_paths, repository_path
 
 
 def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line; lists that were not named are taken from the data folder."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_arguments(parser)
-    options = parser.parse_args(argv)
-    train_list, test_list = LISTS[options.split]
-    options.train_list = options.train_list or options.root_path / train_list
-    options.test_list = options.test_list or options.root_path / test_list
-    return options
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
+    add_path_options(parser)
+    parser.add_argument("--labelnum", type=int, default=16, help="cases of the training list that need a label")
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Print every fault and a summary of the sound cases; 1 if there are faults, else 0."""
     options = parse_options(argv)
-    train, faults = scan_list(options.train_list, "--train_list")
-    test, test_faults = scan_list(options.test_list, "--test_list")
+    root, (train_list, test_list) = repository_path(options.root_path), list_paths(options)
+    train, faults = scan_list(train_list, "--train_list")
+    test, test_faults = scan_list(test_list, "--test_list")
     faults += [*test_faults, *split_faults(train, test, options.labelnum)]
     labeled = {*train[: max(options.labelnum, 0)], *test}
     cases = list(dict.fromkeys(train + test))
     sound = []
     for case in tqdm(cases, desc="cases", disable=None):  # None: a bar on a terminal only
-        found = find_faults(options.root_path, case, expect_label=case in labeled)
+        found = find_faults(root, case, expect_label=case in labeled)
         faults += found
         sound += [] if found else [case]
     faults = list(dict.fromkeys(faults))  # one missing folder is one fault, not one per case
-    print(f"{options.root_path}: {len(train)} training cases, {len(test)} test cases")
-    for line in [*summarize(options.root_path, sound), *(f"fault: {fault}" for fault in faults)]:
+    print(f"{root}: {len(train)} training cases, {len(test)} test cases")
+    for line in [*summarize(root, sound), *(f"fault: {fault}" for fault in faults)]:
         print(line)
     print(f"{len(faults)} fault{'' if len(faults) == 1 else 's'} found" if faults else "no faults found")
     return 1 if faults else 0

@@ -5,6 +5,7 @@ brightness, seen through partial volume, an uneven coil field and noise. Arrays 
 """
 
 import argparse
+import io
 import json
 import os
 import tempfile
@@ -21,8 +22,8 @@ from tqdm import tqdm
 from dataloaders.la_heart import IMAGE_KEY, LABEL_KEY, SPACING_KEY, case_path
 from utils.errors import InputError, run_script
 from utils.metrics import largest_component
+from utils.options import HelpFormatter, repository_path
 
-ROOT = Path(__file__).resolve().parents[1]
 MANIFEST = "phantom.json"
 LISTS = ("train.list", "test.list")
 VERSION = 1  # of the recipe below: raise it with whatever changes an array
@@ -30,7 +31,6 @@ MIN_SIDE = 16  # voxels; below, veins and walls vanish
 FIELD_MM = 87.2  # cube root of the imaged volume: 96 x 96 x 72 mm, as in the released scans (119 x 91 x 55)
 GROWTH = 8  # in-plane sizes vary by case between the given one and 1 + 1/GROWTH of it
 SCAN_SHARE = 0.35  # of the scan that the crop shows: the released files are z-scored before they are cropped
-SHAPE_HELP = "smallest grid in voxels; W and H grow by up to an eighth, case by case (64 64 48)"
 GRAY_STEPS = 256  # gray values are multiples of 1/256: last-bit differences between machines vanish
 FAR_MM = 9.0  # distances beyond do not matter and are cut
 
@@ -42,7 +42,6 @@ LEFT_VEINS = [(0.75, 0.45, 0.50), (0.80, 0.55, -0.35)]  # superior, inferior
 VEINS = np.array(RIGHT_VEINS + LEFT_VEINS)
 APPENDAGE = np.array([0.75, -0.6, 0.3])
 BLOOD_POOLS = ("left ventricle", "right atrium", "ascending aorta", "descending aorta", "pulmonary artery")
-
 Shape = tuple[int, int, int]
 
 
@@ -60,7 +59,7 @@ def make_case(seed: int, index: int, shape: Shape = (64, 64, 48)) -> tuple[np.nd
 
     Args: shape, smallest (W, H, D); W and H grow by up to an eighth, D is fixed.
     Returns: image, float32, multiples of 1/256, z-scored like a scan of which it is a crop; label, uint8, one
-        6-connected component. Both (W', H', D).
+        connected component. Both (W', H', D).
     """
     rng = np.random.default_rng([seed, index])
     size = (*(side + int(rng.integers(side // GROWTH + 1)) for side in shape[:2]), shape[2])
@@ -184,8 +183,11 @@ def unit_vector(rng: np.random.Generator) -> np.ndarray:
 
 def smooth_field(rng: np.random.Generator, size: Shape, cells: int) -> np.ndarray:
     """Random field of `cells` bumps per axis: (W, H, D), values within [-1, 1]."""
-    coarse = rng.uniform(-1, 1, (cells, cells, cells))
-    return np.clip(ndimage.zoom(coarse, [n / cells for n in size], order=3, mode="nearest"), -1, 1)
+    field = rng.uniform(-1, 1, (cells, cells, cells))
+    for n in size:  # cubic splines along one axis after the other; the axes come back to their order
+        spline = ndimage.zoom(np.eye(cells), (n / cells, 1), order=3, mode="nearest")  # (n, cells)
+        field = np.tensordot(field, spline, axes=(0, 1))
+    return np.clip(field, -1, 1)
 
 
 def paint(scene: Scene, seen: np.ndarray, annotated: np.ndarray, around: dict[str, np.ndarray]) -> np.ndarray:
@@ -231,28 +233,27 @@ def acquire(rng: np.random.Generator, tissue: np.ndarray) -> np.ndarray:
 
 def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
     add = parser.add_argument
-    add("--dest", type=Path, default=ROOT / "data" / "phantom", help="folder to write (data/phantom)")
-    add("--train", type=int, default=24, help="training cases, labeled and unlabeled together (24)")
-    add("--test", type=int, default=6, help="test cases (6)")
-    add("--seed", type=int, default=2021, help="number that all arrays follow from (2021)")
-    add("--shape", type=int, nargs=3, default=(64, 64, 48), metavar=("W", "H", "D"), help=SHAPE_HELP)
-    add("--overwrite", action="store_true", help="replace a phantom made with other parameters")
+    add("--dest", default="data/phantom", help="folder to write; a relative one starts at the repository")
+    add("--train", type=int, default=24, help="training cases, labeled and unlabeled together")
+    add("--test", type=int, default=6, help="test cases")
+    add("--seed", type=int, default=2021, help="number that all arrays follow from")
+    add("--shape", type=int, nargs=3, default=[64, 64, 48], metavar=("W", "H", "D"), help="smallest size in voxels")
+    add("--overwrite", action="store_true", help="replace a phantom that was made with other parameters")
     options = parser.parse_args(argv)
-    if min(options.train, options.test) < 1:
-        raise InputError("--train and --test must be at least 1: both lists need a case")
+    for flag, least in (("train", 1), ("test", 1), ("seed", 0)):
+        if getattr(options, flag) < least:
+            raise InputError(f"--{flag} must be at least {least}")
     if min(options.shape) < MIN_SIDE:
         raise InputError(f"--shape must be at least {MIN_SIDE} voxels along every axis")
-    if options.seed < 0:
-        raise InputError("--seed must not be negative")
     return options
 
 
 def main(argv: list[str] | None = None) -> int:
     """Write the data set unless it is there; the folder appears whole or not at all."""
     options = parse_options(argv)
-    dest = options.dest.resolve()  # a link to another disk stays a link
+    dest = repository_path(options.dest).resolve()  # a link to another disk stays a link
     ids = [f"phantom_{index:03d}" for index in range(options.train + options.test)]
     wanted = {"version": VERSION, "seed": options.seed, "shape": list(options.shape)}
     wanted |= {LISTS[0]: ids[: options.train], LISTS[1]: ids[options.train :]}
@@ -293,11 +294,13 @@ def write_cases(folder: Path, wanted: dict) -> None:
     ids = [case for name in LISTS for case in wanted[name]]
     for index, case in enumerate(tqdm(ids, desc="phantom", disable=None)):  # None: a bar on a terminal only
         image, label = make_case(wanted["seed"], index, tuple(wanted["shape"]))
-        case_path(folder, case).parent.mkdir(parents=True)
-        with h5py.File(case_path(folder, case), "w") as file:
+        buffer = io.BytesIO()  # a full disk must fail in Python's own write, not within the HDF5 library
+        with h5py.File(buffer, "w") as file:
             file.create_dataset(IMAGE_KEY, data=image, compression="gzip")
             file.create_dataset(LABEL_KEY, data=label, compression="gzip")
             file.attrs[SPACING_KEY] = (spacing_of(wanted["shape"]),) * 3
+        case_path(folder, case).parent.mkdir(parents=True)
+        case_path(folder, case).write_bytes(buffer.getvalue())
     for name in LISTS:
         (folder / name).write_text("".join(f"{case}\n" for case in wanted[name]))
     (folder / MANIFEST).write_text(json.dumps(wanted) + "\n")

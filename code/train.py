@@ -70,8 +70,8 @@ def train(options: Namespace) -> int:
 
 def _load_pretrained(method: Method, options: Namespace) -> list[str]:
     """Published weights, unless the run continues; before its folder is touched, so that a bad file costs nothing."""
-    continues = options.resume and not options.overwrite
-    if not options.pretrained or (continues and (runs.run_folder(options.model_path, options.exp) / runs.LAST).exists()):
+    saved = (runs.run_folder(options.model_path, options.exp) / runs.LAST).exists()
+    if not options.pretrained or (saved and options.resume and not options.overwrite):
         return []
     return method.load_pretrained([repository_path(name.strip()) for name in options.pretrained.split(",")])
 

@@ -53,9 +53,9 @@ class DTML(ConsistencyMethod):
         group.add_argument(
             "--sdm_k_start",
             type=float,
-            default=None,
-            help="steepness at the first iteration, growing geometrically to --sdm_k at the last one; a lower "
-            "start gives every voxel a gradient while M_d is still far off (default: --sdm_k throughout)",
+            default=0.0,
+            help="steepness at the first iteration, growing geometrically to --sdm_k at the last one; 0 is --sdm_k "
+            "throughout, as in the paper. A low start gives every voxel a gradient while M_d is still far off",
         )
         group.add_argument(
             "--con_scale",
@@ -84,7 +84,7 @@ class DTML(ConsistencyMethod):
         )
 
     def training_step(self, batch: Batch, iteration: int) -> Terms:
-        k = geometric(self.k_start, self.k, iteration / self.iterations)
+        k = self.steepness(iteration)
         terms: Terms = {}
         if self.m_s is not None:
             logits = self.m_s(batch.image)["seg"]  # (B, 1, W, H, D)
@@ -98,6 +98,10 @@ class DTML(ConsistencyMethod):
             terms["consistency"] = self.con_scale * self.consistency_weight(iteration) * disagreement
             self.monitor["disagreement"] = disagreement.detach()
         return terms
+
+    def steepness(self, iteration: int) -> float:
+        """k of the transform at an iteration."""
+        return geometric(self.k_start, self.k, iteration / self.iterations)
 
     def _sdm_terms(self, sdm: Tensor, label: Tensor, k: float) -> Terms:
         """L_mask (Eq. 3) and L_dis (Eq. 4) of M_d on the labeled cases; distances only computed if asked for."""

@@ -36,3 +36,40 @@ def _checked(prediction: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     if prediction.shape != label.shape:
         raise ValueError(f"prediction {tuple(prediction.shape)} and label {tuple(label.shape)} differ in shape")
     return prediction.float(), label.float()
+
+
+EPSILON = 1e-6  # inside the logarithm of an entropy, as in UA-MT's public code
+NO_VOXEL = 1e-16  # keeps the mean over no voxel at 0, as in UA-MT's public code
+
+
+def foreground_prob(logits: Tensor) -> Tensor:
+    """Foreground probability, float32 even under autocast.
+
+    Args: logits, (B, 1 or 2, W, H, D). Returns: (B, 1, W, H, D).
+    """
+    return foreground_logits(logits).float().sigmoid()
+
+
+def entropy(prob: Tensor) -> Tensor:
+    """Entropy of each voxel's distribution over channels, in nats: 0 (to within 1e-6 C) where sure, ln C at most.
+
+    Args: prob, (B, C, W, H, D), C > 1, summing to 1 over the channels. Returns: (B, 1, W, H, D) float32.
+    """
+    if prob.shape[1] == 1:
+        raise ValueError("entropy needs all classes, not the foreground alone; see binary_entropy")
+    prob = prob.float()
+    return -(prob * (prob + EPSILON).log()).sum(dim=1, keepdim=True)
+
+
+def binary_entropy(prob: Tensor) -> Tensor:
+    """Entropy of a foreground probability, in nats, in [0, ln 2]; (B, 1, W, H, D) to the same shape, float32."""
+    prob = prob.float()
+    return -(prob * (prob + EPSILON).log() + (1 - prob) * (1 - prob + EPSILON).log())
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `values` over the voxels where `mask` (same shape, 0 or 1) is set; 0 if it is nowhere."""
+    if values.shape != mask.shape:
+        raise ValueError(f"values {tuple(values.shape)} and mask {tuple(mask.shape)} differ in shape")
+    mask = mask.float()
+    return (values.float() * mask).sum() / (mask.sum() + NO_VOXEL)

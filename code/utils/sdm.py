@@ -37,8 +37,9 @@ def signed_distance(mask: np.ndarray, empty: str = "sign") -> np.ndarray:
 
     # Two labels and no 0: each voxel gets its distance to the nearest of the other label, both sides in one pass.
     distance = edt.edt(mask.view(np.uint8) + 1, black_border=False, parallel=torch.get_num_threads())
-    inside, outside = distance * mask, distance * ~mask
-    # The public code subtracts the minimum of each first; it is 0, for neither side is empty.
+    inside = distance * mask
+    outside = distance - inside
+    # The public code first subtracts the minimum of each; it is 0, for neither side is empty.
     sdm = outside / outside.max() - inside / inside.max()
     sdm[inside == 1] = 0
     return sdm

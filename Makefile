@@ -1,0 +1,42 @@
+# The daily commands by name. Everything runs in .venv, which `make` creates with the pinned packages.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+# Of `make demo`. SEED and DEMO_FLAGS may be given: make demo SEED=1 DEMO_FLAGS="--max_iterations 20"
+SEED ?= 1337
+DEMO_FLAGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo check test test-all format
+
+help: ## list these commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+$(READY): requirements.txt constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
+	@touch $@
+
+demo: $(READY) ## train and test DTML and a V-Net on phantom scans, in minutes, without data or GPU
+	$(RUN) code/make_phantom.py
+	$(RUN) code/train.py --method supervised --preset demo --seed $(SEED) --exp demo_vnet --overwrite $(DEMO_FLAGS)
+	$(RUN) code/train_dtml.py --preset demo --seed $(SEED) --exp demo_dtml --overwrite $(DEMO_FLAGS)
+	$(RUN) code/test_LA.py --exp demo_vnet demo_dtml
+
+check: $(READY) ## before each commit: lint and the fast tests
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(RUN) -m pytest
+
+test: $(READY) ## the fast tests (3 minutes at most, no GPU, no data)
+	$(RUN) -m pytest
+
+test-all: $(READY) ## every test, the slow ones and those on real scans included
+	$(RUN) -m pytest -m ""
+
+format: $(READY) ## let ruff lay out the code
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .

@@ -1,0 +1,114 @@
+"""Double-uncertainty weighted mean teacher (Wang et al., MICCAI 2020; arXiv 2010.09298). A reconstruction.
+
+There is no public code, and the paper's formulas were not at hand. Its abstract states the idea: on labeled and
+unlabeled cases a Bayesian teacher (dropout) gives a segmentation uncertainty and a feature uncertainty, the latter
+from how information is spread over channels; both weight the disagreement of student and teacher, and a learnable
+uncertainty loss rewards low uncertainty. All else here is our reading of it: two distributions per voxel, p over
+the classes and q over the channels of the last decoder block (a softmax), are treated alike,
+    L = mean(exp(-U) ||p_student - mean p_teacher||^2) + b mean(H(p_student)),
+where U is the entropy of the teacher's mean over several passes, and H that of the student: an entropy of the
+teacher, an average without gradient, could not be learned. Entropies over channels are divided by ln(channels).
+"""
+
+import math
+from argparse import Namespace
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from dataloaders.batch import Batch
+from methods.base import ConsistencyMethod, Terms
+from networks.vnet import STRIDE, VNet
+from utils.ema import Maps, Teacher, add_teacher_arguments, mean_over_passes
+from utils.errors import InputError
+from utils.losses import dice_ce_loss, entropy, foreground_prob
+
+SEG, FEAT = "segmentation", "feature"  # the two distributions per voxel: over classes, over channels
+
+
+class DoubleUncertainty(ConsistencyMethod):
+    """A student (two-class softmax), and its exponential moving average as teacher."""
+
+    outputs = ("seg", "teacher")
+    defaults = {"consistency": 0.1, "cons_on": "all"}
+
+    @staticmethod
+    def add_arguments(group) -> None:
+        add_teacher_arguments(group, monte_carlo=True)
+        kinds = ("entropy", "variance")
+        group.add_argument(
+            "--seg_unc", choices=kinds, default="entropy", help="segmentation uncertainty: of the mean, or over passes"
+        )
+        group.add_argument(
+            "--feat_unc", choices=kinds, default="entropy", help="feature uncertainty: of the mean, or over passes"
+        )
+        group.add_argument(
+            "--unc_reg",
+            choices=("student", "teacher"),
+            default="student",
+            help="whose uncertainty the loss adds; the teacher's has no gradient and only shows in the curve",
+        )
+        group.add_argument("--unc_weight", type=float, default=1.0, help="weight b of that uncertainty; 0 for none")
+        group.add_argument("--seg_weight", type=float, default=1.0, help="weight of the segmentation term")
+        group.add_argument("--feat_weight", type=float, default=1.0, help="weight of the feature term")
+
+    def __init__(self, options: Namespace):
+        super().__init__(options)
+        if any(length % STRIDE for length in options.patch_size):
+            raise InputError(f"--patch_size {options.patch_size} must be multiples of {STRIDE} for this method's features")
+        self.student = self.make_vnet("softmax")
+        self.teacher = Teacher(self.student, options)
+        self.passes = options.mc_passes
+        self.by_variance = {SEG: options.seg_unc == "variance", FEAT: options.feat_unc == "variance"}
+        self.own_uncertainty, self.unc_weight = options.unc_reg == "student", options.unc_weight
+        self.weights = {SEG: options.seg_weight, FEAT: options.feat_weight}
+        self.largest = {SEG: 1.0, FEAT: math.log(options.n_filters)}  # what entropies are divided by
+
+    def training_step(self, batch: Batch, iteration: int) -> Terms:
+        features = self.student.features(batch.image)  # (B, F, W, H, D)
+        logits = self.student.apply_heads(features)["softmax"]  # (B, 2, W, H, D)
+        seen = self.teacher.sees(batch)
+        student = _distributions(features[seen], logits[seen])
+        teacher = mean_over_passes(self._noisy_pass, batch.image[seen], self.passes, group=len(batch.image))
+        weight = self.consistency_weight(iteration)
+        terms = {"supervised": dice_ce_loss(logits[: batch.num_labeled], batch.label)}
+        for name in (SEG, FEAT):
+            terms[name] = weight * self.weights[name] * self._uncertain_loss(name, student[name], teacher)
+        return terms
+
+    @torch.no_grad()
+    def _noisy_pass(self, image: Tensor) -> Maps:
+        network: VNet = self.teacher.network
+        features = network.features(self.teacher.perturb(image))
+        maps = _distributions(features, network.apply_heads(features)["softmax"])
+        squares = {_squared(name): maps[name].square() for name, wanted in self.by_variance.items() if wanted}
+        return maps | squares
+
+    def _uncertain_loss(self, name: str, prob: Tensor, teacher: Maps) -> Tensor:
+        """One of the two terms; `prob` (N, C, W, H, D) is the student's distribution."""
+        mean = teacher[name]
+        if self.by_variance[name]:
+            uncertainty = (teacher[_squared(name)] - mean.square()).mean(dim=1, keepdim=True)  # (N, 1, W, H, D)
+        else:
+            uncertainty = entropy(mean) / self.largest[name]
+        self.monitor[f"{name}_uncertainty"] = uncertainty.mean()
+        distance = (prob - mean).square().sum(dim=1, keepdim=True)
+        added = entropy(prob) / self.largest[name] if self.own_uncertainty else uncertainty
+        return (torch.exp(-uncertainty) * distance).mean() + self.unc_weight * added.mean()
+
+    def after_step(self, iteration: int) -> None:
+        self.teacher.update(self.student, iteration)
+
+    def predict(self, image: Tensor, outputs: Iterable[str] | None = None) -> dict[str, Tensor]:
+        networks = {"seg": self.student, "teacher": self.teacher.network}
+        return {name: foreground_prob(networks[name](image)["softmax"]) for name in outputs or self.outputs}
+
+
+def _distributions(features: Tensor, logits: Tensor) -> Maps:
+    """Probabilities over the classes (N, 2, W, H, D) and over the channels (N, F, W, H, D), float32."""
+    return {SEG: logits.float().softmax(dim=1), FEAT: features.float().softmax(dim=1)}
+
+
+def _squared(name: str) -> str:
+    return f"{name}^2"

@@ -1,0 +1,125 @@
+"""TCSE: transformation-consistent self-ensembling (Li et al., TNNLS 2020; arXiv 1903.00348).
+
+A student learns from Dice + cross entropy on labeled cases, and to commute with transformations on all cases: the
+teacher, its moving average, sees a turned, flipped, zoomed and noisy image; its answer, brought back, is the target.
+
+The paper works on 2-D skin images, fundus photographs and CT slices; its setting for the left atrium was never
+published. Reconstructed here, after the left-atrium codes: noise, moving average, weight, and an in-plane zoom.
+"""
+
+from argparse import Namespace
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dataloaders.batch import Batch
+from methods.base import ConsistencyMethod, Terms
+from utils.ema import Teacher, add_teacher_arguments
+from utils.errors import InputError
+from utils.losses import dice_ce_loss, foreground_prob, masked_mean
+
+KINDS = ("turn", "flip", "zoom")
+PLANE = (1, 2)  # in-plane axes of (C, W, H, D)
+SLACK = 1e-5  # of half the field of view: rounding at its border
+
+
+@dataclass(frozen=True)
+class Transformation:
+    """pi of the paper: an in-plane zoom about the centre (> 1 enlarges), then quarter turns, then flips."""
+
+    zoom: float = 1.0
+    turns: int = 0
+    flips: tuple[int, ...] = ()
+
+    def apply(self, volume: Tensor) -> Tensor:
+        """(C, W, H, D) to the same shape; what comes in from outside repeats the border."""
+        return torch.rot90(_zoom(volume, self.zoom)[0], self.turns, PLANE).flip(self.flips)
+
+    def undo(self, volume: Tensor) -> tuple[Tensor, Tensor]:
+        """Bring a transformed volume back; turns and flips exactly, zooms by trilinear interpolation.
+
+        Returns: (C, W, H, D), and (1, W, H, D) True where it is known: an enlargement has lost the margin.
+        """
+        return _zoom(torch.rot90(volume.flip(self.flips), -self.turns, PLANE), 1 / self.zoom)
+
+
+def _zoom(volume: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    """Zoom (C, W, H, D) in the plane; also (1, W, H, D), True where the result comes from inside the volume."""
+    if factor == 1:
+        return volume, torch.ones_like(volume[:1], dtype=torch.bool)
+    scale = torch.diag(torch.tensor([1.0, 1 / factor, 1 / factor], device=volume.device))  # order D, H, W
+    theta = F.pad(scale, (0, 1))[None]  # (1, 3, 4), no shift
+    grid = F.affine_grid(theta, [1, *volume.shape], align_corners=True)  # (1, W, H, D, 3) in [-1, 1] if inside
+    inside = (grid[..., 1:].abs() <= 1 + SLACK).all(dim=-1)
+    return F.grid_sample(volume.float()[None], grid, padding_mode="border", align_corners=True)[0], inside
+
+
+def draw_transformation(shape: torch.Size, kinds: Collection[str], zoom: float) -> Transformation:
+    """A random pi for a volume (..., W, H, D): equally likely turns, each flip with 1/2, factor in [1 - zoom, 1 + zoom].
+
+    A plane that is not square is only turned by 180 degrees. Draws are on the CPU, the same for any `kinds`.
+    """
+    step = 1 if shape[-3] == shape[-2] else 2
+    turns = step * int(torch.randint(4 // step, ()))
+    flips = tuple(axis for axis, heads in zip(PLANE, torch.rand(2) < 0.5, strict=True) if heads)
+    factor = 1 + zoom * (2 * float(torch.rand(())) - 1)
+    return Transformation(
+        factor if "zoom" in kinds else 1.0, turns if "turn" in kinds else 0, flips if "flip" in kinds else ()
+    )
+
+
+class TCSE(ConsistencyMethod):
+    """A student (two-class softmax), and its exponential moving average as teacher."""
+
+    outputs = ("seg", "teacher")
+    defaults = {"consistency": 0.1, "cons_on": "all"}
+
+    @staticmethod
+    def add_arguments(group) -> None:
+        add_teacher_arguments(group)
+        group.add_argument("--pi", nargs="*", choices=KINDS, default=KINDS, help="kinds of transformation; none: noise only")
+        group.add_argument("--pi_zoom", type=float, default=0.1, help="zoom by a factor in [1 - z, 1 + z], in-plane")
+        group.add_argument(
+            "--public_nograd",
+            action="store_true",
+            help="negative control: the public code's consistency term, which has no gradient",
+        )
+
+    def __init__(self, options: Namespace):
+        super().__init__(options)
+        if not 0 <= options.pi_zoom < 1:
+            raise InputError(f"--pi_zoom {options.pi_zoom} must be in [0, 1)")
+        self.student = self.make_vnet("softmax")
+        self.teacher = Teacher(self.student, options)
+        self.kinds, self.zoom, self.no_gradient = tuple(options.pi), options.pi_zoom, options.public_nograd
+
+    def training_step(self, batch: Batch, iteration: int) -> Terms:
+        logits = self.student(batch.image)["softmax"]  # (B, 2, W, H, D)
+        seen = self.teacher.sees(batch)
+        prob = foreground_prob(logits[seen])  # (N, 1, W, H, D)
+        target, valid = self._target(batch.image[seen])
+        # Both classes have the same squared difference, so its mean over them is that of the foreground.
+        disagreement = masked_mean(((prob.detach() if self.no_gradient else prob) - target).square(), valid)
+        return {
+            "supervised": dice_ce_loss(logits[: batch.num_labeled], batch.label),
+            "consistency": self.consistency_weight(iteration) * disagreement,
+        }
+
+    @torch.no_grad()
+    def _target(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The teacher's probability of the transformed image, brought back, and where it is known; a pi per volume."""
+        pis = [draw_transformation(image.shape, self.kinds, self.zoom) for _ in image]
+        transformed = torch.stack([pi.apply(volume) for pi, volume in zip(pis, image, strict=True)])
+        prob = foreground_prob(self.teacher.network(self.teacher.perturb(transformed))["softmax"])
+        targets, valid = zip(*(pi.undo(volume) for pi, volume in zip(pis, prob, strict=True)), strict=True)
+        return torch.stack(targets), torch.stack(valid)  # (N, 1, W, H, D) each
+
+    def after_step(self, iteration: int) -> None:
+        self.teacher.update(self.student, iteration)
+
+    def predict(self, image: Tensor, outputs: Iterable[str] | None = None) -> dict[str, Tensor]:
+        networks = {"seg": self.student, "teacher": self.teacher.network}
+        return {name: foreground_prob(networks[name](image)["softmax"]) for name in outputs or self.outputs}

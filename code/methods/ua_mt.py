@@ -1,0 +1,76 @@
+"""UA-MT: uncertainty-aware mean teacher (Yu et al., MICCAI 2019).
+
+A student learns from Dice + cross entropy on labeled cases, and to agree with its own moving average, the teacher,
+on noisy copies of the unlabeled ones. Only voxels count where the teacher is sure: it looks several times, with
+dropout and fresh noise, and the entropy of its mean prediction must lie below a threshold that rises with time.
+"""
+
+import math
+from argparse import Namespace
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from dataloaders.batch import Batch
+from methods.base import ConsistencyMethod, Terms
+from utils.ema import Maps, Teacher, add_teacher_arguments, mean_over_passes
+from utils.losses import binary_entropy, dice_ce_loss, foreground_prob, masked_mean
+from utils.schedules import rampup
+
+NORMALISERS = {"code": 1.0, "paper": 2.0}  # see --uamt_norm
+
+
+def uncertainty_threshold(iteration: int, iterations: int) -> float:
+    """H(t) = (3/4 + 1/4 exp(-5 (1 - t/T)^2)) ln 2, in nats: 0.521 at the start, ln 2 (everything passes) at the end."""
+    return (0.75 + 0.25 * rampup(iteration, iterations)) * math.log(2)
+
+
+class UAMT(ConsistencyMethod):
+    """A student (two-class softmax), and its exponential moving average as teacher."""
+
+    outputs = ("seg", "teacher")
+    defaults = {"consistency": 0.1, "cons_on": "unlabeled"}
+
+    @staticmethod
+    def add_arguments(group) -> None:
+        add_teacher_arguments(group, monte_carlo=True)
+        group.add_argument(
+            "--uamt_norm",
+            choices=tuple(NORMALISERS),
+            default="code",
+            help="consistency per certain voxel: mean over the two classes (public code), or sum over them (paper)",
+        )
+
+    def __init__(self, options: Namespace):
+        super().__init__(options)
+        self.student = self.make_vnet("softmax")
+        self.teacher = Teacher(self.student, options)
+        self.passes, self.iterations = options.mc_passes, options.max_iterations
+        self.scale = NORMALISERS[options.uamt_norm]
+
+    def training_step(self, batch: Batch, iteration: int) -> Terms:
+        logits = self.student(batch.image)["softmax"]  # (B, 2, W, H, D)
+        seen = self.teacher.sees(batch)
+        image, prob = batch.image[seen], foreground_prob(logits[seen])  # (N, 1, W, H, D)
+        target = self._noisy_pass(image)["prob"]  # one pass of its own, not the mean below
+        mean = mean_over_passes(self._noisy_pass, image, self.passes, group=len(batch.image))["prob"]
+        certain = binary_entropy(mean) < uncertainty_threshold(iteration, self.iterations)
+        # Both classes have the same squared difference, so its mean over them is that of the foreground.
+        disagreement = self.scale * masked_mean((prob - target).square(), certain)
+        self.monitor["certain"] = certain.float().mean()
+        return {
+            "supervised": dice_ce_loss(logits[: batch.num_labeled], batch.label),
+            "consistency": self.consistency_weight(iteration) * disagreement,
+        }
+
+    @torch.no_grad()
+    def _noisy_pass(self, image: Tensor) -> Maps:
+        return {"prob": foreground_prob(self.teacher.network(self.teacher.perturb(image))["softmax"])}
+
+    def after_step(self, iteration: int) -> None:
+        self.teacher.update(self.student, iteration)
+
+    def predict(self, image: Tensor, outputs: Iterable[str] | None = None) -> dict[str, Tensor]:
+        networks = {"seg": self.student, "teacher": self.teacher.network}
+        return {name: foreground_prob(networks[name](image)["softmax"]) for name in outputs or self.outputs}
