@@ -14,6 +14,7 @@ from dataloaders import la_heart
 from dataloaders.batch import resample, scaled_shape
 from methods.base import Method
 from utils.device import memory_format, precision
+from utils.errors import InputError
 from utils.metrics import evaluate
 from utils.options import repository_path
 
@@ -60,6 +61,10 @@ def sliding_window(
         window_batch: windows per call of `predict`.
     Returns: {name: (W, H, D) float32 in [0, 1]}.
     """
+    if any(step > length for step, length in zip(stride, patch, strict=True)):
+        raise InputError(
+            f"windows of {tuple(patch)} voxels in steps of {tuple(stride)} leave gaps; lower --stride_xy or --stride_z"
+        )
     size = image.shape
     missing = [max(p - n, 0) for p, n in zip(patch, size, strict=True)]
     if any(missing):
@@ -74,9 +79,10 @@ def sliding_window(
         group = windows[first : first + window_batch]
         probs = predict(torch.stack([image[window] for window in group])[:, None])
         for name, prob in probs.items():
-            sums = total.setdefault(name, torch.zeros_like(image))
+            if name not in total:
+                total[name] = torch.zeros_like(image)
             for window, patch_prob in zip(group, prob[:, 0].float(), strict=True):
-                sums[window] += weight * patch_prob
+                total[name][window] += weight * patch_prob
         for window in group:
             visits[window] += weight
     inside = tuple(slice(m // 2, m // 2 + n) for m, n in zip(missing, size, strict=True))

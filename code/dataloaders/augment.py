@@ -1,8 +1,8 @@
 """Augmentation in two parts: draw the parameters, then apply them to the image and to its label.
 
 A crop is taken first and turned afterwards; for odd quarter turns it has the transposed in-plane size, so that
-non-square patches work. The result has the distribution of turning the whole volume first (methods of the
-public codes), at a fraction of the cost.
+non-square patches work. The result is that of turning the whole volume first and cropping it afterwards, as the
+public codes do, at a fraction of the cost.
 """
 
 import math
@@ -52,32 +52,53 @@ def draw_transform(rng: np.random.Generator, shape: Size, patch: Size, options: 
     flip_axis = int(rng.integers(2)) if options.flip == "always" or rng.random() < 0.5 else None
     zoom = math.exp(rng.uniform(-1, 1) * math.log1p(options.aug_zoom))
     angle = math.radians(options.aug_rotate) * rng.uniform(-1, 1)
-    size = _region_size(patch if turns % 2 == 0 else (patch[1], patch[0], patch[2]), zoom, angle)
-    start = tuple(_draw_start(rng, *pair, options.crop_bound) for pair in zip(shape, size, strict=True))
-    return Transform(start, size, patch, turns, flip_axis, zoom, angle, _draw_intensity(rng, options.aug_intensity))
+    turned_shape, size = transposed(shape, turns), _region_size(patch, zoom, angle)
+    start = tuple(_draw_start(rng, *pair, options.crop_bound) for pair in zip(turned_shape, size, strict=True))
+    start = _start_before_turning(start, size, turned_shape, turns, flip_axis)
+    intensity = _draw_intensity(rng, options.aug_intensity)
+    return Transform(start, transposed(size, turns), patch, turns, flip_axis, zoom, angle, intensity)
+
+
+def transposed(size: Size, turns: int = 1) -> Size:
+    """A size before or after so many quarter turns in the axial plane."""
+    return (size[1], size[0], size[2]) if turns % 2 else size
 
 
 def _region_size(patch: Size, zoom: float, angle: float) -> Size:
+    """Voxels that hold every sample of a zoomed and rotated patch: the spans between outermost centres, plus one."""
     if zoom == 1.0 and angle == 0.0:
         return patch
     cos, sin = abs(math.cos(angle)), abs(math.sin(angle))
-    width, height, depth = patch
-    extent = (width * cos + height * sin, width * sin + height * cos, depth)
-    return tuple(math.ceil(length / zoom) for length in extent)
+    width, height, depth = (length - 1 for length in patch)
+    spans = (width * cos + height * sin, width * sin + height * cos, depth)
+    return tuple(math.ceil(span / zoom) + 1 for span in spans)
 
 
 def _draw_start(rng: np.random.Generator, length: int, size: int, bound: str) -> int:
-    """A uniform start; a volume shorter than the region is centred in it."""
+    """A uniform start along one axis; a volume shorter than the region is centred in it."""
     if length <= size:
         return -((size - length) // 2)
     last = length - size - (bound == "exclusive")  # the public codes never reach the last start
     return int(rng.integers(last + 1))
 
 
+def _start_before_turning(start: Size, size: Size, shape: Size, turns: int, flip_axis: int | None) -> Size:
+    """Where a region of the turned volume (of that `shape`) begins in the volume itself.
+
+    The bound of --crop_bound and the centring of a small volume thus hold for the turned volume, as in the public
+    codes: their forced flip makes either end of an in-plane axis the one that is never reached.
+    """
+    near, far = list(start), [length - n - s for length, n, s in zip(shape, size, start, strict=True)]
+    if flip_axis is not None:
+        near[flip_axis], far[flip_axis] = far[flip_axis], near[flip_axis]
+    in_plane = ((near[0], near[1]), (near[1], far[0]), (far[0], far[1]), (far[1], near[0]))[turns]
+    return *in_plane, near[2]
+
+
 def _draw_intensity(rng: np.random.Generator, strength: float) -> Intensity | None:
     if strength == 0:
         return None
-    contrast, shift, gamma = rng.uniform(-strength, strength, 3)
+    contrast, shift, gamma = rng.uniform(-strength, strength, 3).tolist()  # Python floats keep arrays float32
     noise_sd = rng.uniform(0, strength / 2)
     return Intensity(math.exp(contrast), shift, math.exp(gamma), noise_sd, int(rng.integers(2**31)))
 
@@ -85,31 +106,34 @@ def _draw_intensity(rng: np.random.Generator, strength: float) -> Intensity | No
 def apply_transform(transform: Transform, read: Reader) -> np.ndarray:
     """Read the region and bring it to the patch: resample if asked for, then turn and flip.
 
-    Returns: (W, H, D) float32 of size `transform.patch`, contiguous.
+    Returns: (W, H, D) of size `transform.patch`: of the type that was read, possibly a view of it; float32 after
+        resampling.
     """
-    crop = read(transform.start, transform.size).astype(np.float32, copy=False)
-    turned = transform.patch if transform.quarter_turns % 2 == 0 else _transposed(transform.patch)
+    crop = read(transform.start, transform.size)
     if (transform.zoom, transform.angle) != (1.0, 0.0):
-        crop = _resample(crop, turned, transform.zoom, transform.angle)
+        upright = transposed(transform.patch, transform.quarter_turns)
+        crop = _resample(crop, upright, transform.zoom, transform.angle)
     crop = np.rot90(crop, transform.quarter_turns, axes=(0, 1))
-    if transform.flip_axis is not None:
-        crop = np.flip(crop, transform.flip_axis)
-    return np.ascontiguousarray(crop)
-
-
-def _transposed(patch: Size) -> Size:
-    return patch[1], patch[0], patch[2]
+    return crop if transform.flip_axis is None else np.flip(crop, transform.flip_axis)
 
 
 def _resample(crop: np.ndarray, patch: Size, zoom: float, angle: float) -> np.ndarray:
-    """Trilinear sample of a zoomed and axially rotated grid around the centre of `crop`."""
-    axes = [(torch.arange(n) - (n - 1) / 2) / zoom for n in patch]  # voxels of the region, from its centre
-    x, y, z = torch.meshgrid(*axes, indexing="ij")
+    """Trilinear sample of a zoomed and axially rotated grid about the centre of `crop`.
+
+    First along z, then in the plane with the slices as channels: six times as fast as one 3-D sampling.
+    """
+    x, y, z = ((torch.arange(n) - (n - 1) / 2) / zoom for n in patch)  # voxels of the region, from its centre
+    slices = torch.from_numpy(np.ascontiguousarray(np.moveaxis(crop, 2, 0), dtype=np.float32))  # (D, W, H)
+    z = (z + (len(slices) - 1) / 2).clamp(0, len(slices) - 1)
+    below = z.floor().long()
+    above = (below + 1).clamp_max(len(slices) - 1)
+    slices = torch.lerp(slices[below], slices[above], (z - below)[:, None, None])
+    x, y = torch.meshgrid(x, y, indexing="ij")
     cos, sin = math.cos(angle), math.sin(angle)
     half = [max(n - 1, 1) / 2 for n in crop.shape]
-    grid = torch.stack([z / half[2], (sin * x + cos * y) / half[1], (cos * x - sin * y) / half[0]], dim=-1)
-    volume = torch.from_numpy(np.ascontiguousarray(crop))[None, None]
-    return F.grid_sample(volume, grid[None].float(), padding_mode="border", align_corners=True)[0, 0].numpy()
+    grid = torch.stack([(sin * x + cos * y) / half[1], (cos * x - sin * y) / half[0]], dim=-1)
+    sampled = F.grid_sample(slices[None], grid[None], padding_mode="border", align_corners=True)[0]
+    return sampled.permute(1, 2, 0).contiguous().numpy()
 
 
 def apply_intensity(image: np.ndarray, change: Intensity | None) -> np.ndarray:
@@ -123,5 +147,5 @@ def apply_intensity(image: np.ndarray, change: Intensity | None) -> np.ndarray:
     image = ((image - low) / (high - low)) ** change.gamma * (high - low) + low
     mean = float(image.mean())
     image = (image - mean) * change.contrast + mean + change.shift * sd
-    noise = np.random.default_rng(change.noise_seed).standard_normal(image.shape, dtype=np.float32)
-    return (image + change.noise_sd * sd * noise).astype(np.float32)
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(change.noise_seed)).numpy()
+    return image + change.noise_sd * sd * noise

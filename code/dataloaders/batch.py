@@ -3,10 +3,13 @@
 Labeled cases come first in a batch; labels of unlabeled cases are never opened.
 """
 
+import math
 import os
 from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,11 +18,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dataloaders import la_heart
-from dataloaders.augment import Size, apply_intensity, apply_transform, draw_transform
+from dataloaders.augment import Size, apply_intensity, apply_transform, draw_transform, transposed
 from utils.errors import InputError
 from utils.options import repository_path
 
 LABELED, UNLABELED = 0, 1  # names of the two streams in the random keys
+ORDER, CROP = 0, 1  # what a random key is for; without it, an order and a crop would share their random numbers
 MEMORY_SHARE = 0.6  # of the free memory that decoded cases may take before --cache ram falls back to none
 
 
@@ -48,11 +52,12 @@ class Batch:
 def resample(volume: np.ndarray, size: Size) -> np.ndarray:
     """A volume on another grid over the same extent: area averages when shrinking, else trilinear.
 
-    Args: volume, (W, H, D). Returns: `size`, float32.
+    Args: volume, (W, H, D). Returns: `size`, float32, contiguous; the array itself where that changes nothing.
     """
+    volume = np.ascontiguousarray(volume, dtype=np.float32)
     if volume.shape == tuple(size):
-        return volume.astype(np.float32, copy=False)
-    tensor = torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float32))[None, None]
+        return volume
+    tensor = torch.from_numpy(volume)[None, None]
     if all(new <= old for new, old in zip(size, volume.shape, strict=True)):
         return F.interpolate(tensor, size=tuple(size), mode="area")[0, 0].numpy()
     return F.interpolate(tensor, size=tuple(size), mode="trilinear", align_corners=False)[0, 0].numpy()
@@ -86,35 +91,41 @@ class CaseStore:
         self.shapes = {name: scaled_shape(shape, self.scale) for name, shape in self.native.items()}
         self.in_memory = options.cache == "ram" and self._fits()
         self.notices = [] if self.in_memory or options.cache == "none" else [_no_room_notice()]
-        small = [n for n, shape in self.shapes.items() if any(np.less(shape, options.patch_size))]
-        if small:
-            self.notices.append(
-                f"{len(small)} of {len(names)} volumes are smaller than the patch {tuple(options.patch_size)} along "
-                "some axis; they are padded with their minimum"
-            )
+        self.notices += self._small_volumes_notice(tuple(options.patch_size))
         self._images: dict[str, np.ndarray] = {}
         self._labels: dict[str, np.ndarray] = {}
-        if self.in_memory:
-            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            if self.in_memory:
                 self._images = dict(zip(names, pool.map(self._decode_image, names), strict=True))
                 self._labels = dict(zip(labeled, pool.map(self._decode_label, labeled), strict=True))
+            else:  # a crop does not show all faults of a label: look for them once
+                for _ in pool.map(partial(la_heart.read_label, self.root), labeled):
+                    pass
 
     def _fits(self) -> bool:
-        voxels = sum(int(np.prod(shape)) for shape in self.shapes.values())
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return voxels * np.dtype(np.float32).itemsize < MEMORY_SHARE * free
+        voxels = {name: math.prod(shape) for name, shape in self.shapes.items()}
+        label_type = np.uint8 if self.scale == 1 else np.float32
+        images = sum(voxels.values()) * np.dtype(np.float32).itemsize
+        labels = sum(voxels[name] for name in self.labeled) * np.dtype(label_type).itemsize
+        return images + labels < MEMORY_SHARE * available_memory()
+
+    def _small_volumes_notice(self, patch: Size) -> list[str]:
+        """One notice if any volume is smaller than the patch, upright or turned by 90 degrees; else none."""
+        widest = np.maximum(patch, transposed(patch))
+        small = sum(any(np.less(shape, widest)) for shape in self.shapes.values())
+        if not small:
+            return []
+        return [
+            f"{small} of {len(self.shapes)} volumes are smaller than the patch {patch} along some axis; "
+            "they are padded with their minimum"
+        ]
 
     def _decode_image(self, name: str) -> np.ndarray:
         return resample(la_heart.read_image(self.root, name), self.shapes[name])
 
     def _decode_label(self, name: str) -> np.ndarray:
         label = la_heart.read_label(self.root, name)
-        if label.shape != self.native[name]:
-            raise InputError(
-                f"image {self.native[name]} and label {label.shape} of case {name} differ in shape; "
-                f"mend {la_heart.case_path(self.root, name)}"
-            )
-        return resample(label, self.shapes[name]) if self.scale != 1 else label
+        return label if self.scale == 1 else resample(label, self.shapes[name])
 
     def image(self, name: str, start: Size, size: Size) -> np.ndarray:
         """A region of an image; outside the volume lies the image's minimum."""
@@ -137,6 +148,11 @@ class CaseStore:
         low = tuple(max(s, 0) for s in start)
         high = tuple(min(s + n, length) for s, n, length in zip(start, size, self.native[name], strict=True))
         inside = la_heart.read_crop(self.root, name, key, low, tuple(np.subtract(high, low)))
+        if not np.isfinite(inside).all():
+            raise InputError(
+                f"{la_heart.case_path(self.root, name)}: '{key}' has voxels that are NaN or infinite; "
+                "write finite values"
+            )
         if inside.shape == tuple(size):
             return inside
         fill = la_heart.read_image(self.root, name).min() if key == la_heart.IMAGE_KEY else 0
@@ -146,7 +162,7 @@ class CaseStore:
 def stream_case(names: list[str], seed: int, stream: int, position: int) -> str:
     """The case at a position of an endless stream of full permutations, without carrying any state."""
     epoch, index = divmod(position, len(names))
-    return names[np.random.default_rng([seed, stream, epoch]).permutation(len(names))[index]]
+    return names[np.random.default_rng([seed, ORDER, stream, epoch]).permutation(len(names))[index]]
 
 
 class BatchStream(Dataset):
@@ -166,7 +182,7 @@ class BatchStream(Dataset):
         for names, stream, count in self.streams:
             for slot in range(count):
                 case = stream_case(names, self.options.seed, stream, iteration * count + slot)
-                rng = np.random.default_rng([self.options.seed, stream, iteration, slot])
+                rng = np.random.default_rng([self.options.seed, CROP, stream, iteration, slot])
                 transform = draw_transform(rng, self.store.shapes[case], tuple(self.options.patch_size), self.options)
                 crop = apply_transform(transform, lambda *region, case=case: self.store.image(case, *region))
                 images.append(apply_intensity(crop, transform.intensity))
@@ -179,13 +195,34 @@ class BatchStream(Dataset):
 
 
 def _stack(crops: list[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(crops)[:, None])  # (N, 1, W, H, D)
+    """(N, 1, W, H, D) float32: the only copy of crops that were neither padded nor resampled."""
+    return torch.from_numpy(np.stack(crops, dtype=np.float32)[:, None])
 
 
 def make_loader(stream: BatchStream, start: int, num_workers: int, pin_memory: bool) -> DataLoader:
-    """Batches from iteration `start` on, in order."""
+    """Batches from iteration `start` on, in order.
+
+    The loader has a generator of its own: otherwise starting it would draw from the global one, and a resumed run
+    would not continue with the random numbers of the checkpoint.
+    """
     iterations = range(start, len(stream))
-    return DataLoader(stream, None, sampler=iterations, num_workers=num_workers, pin_memory=pin_memory)
+    return DataLoader(
+        stream,
+        None,
+        sampler=iterations,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),
+    )
+
+
+def available_memory() -> int:
+    """Bytes that can be used without swapping; files kept in the page cache count as free."""
+    try:
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024  # given in kB
+    except (OSError, KeyError):  # not Linux: all that is installed
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _no_room_notice() -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dataloaders.la_heart import read_list
 from utils.errors import InputError
-from utils.options import list_paths
+from utils.options import list_paths, repository_path
 
 
 @dataclass(frozen=True)
@@ -21,24 +21,19 @@ class Split:
 def training_split(options: Namespace) -> Split:
     """Labeled cases are the first --labelnum of the list (or --labeled_list), the rest is unlabeled.
 
-    The last --val_cases of the labeled ones are held out for validation.
+    The last --val_cases of the labeled ones are held out for validation. If batches have no place for unlabeled
+    cases there are none.
     """
     train_path, test_path = list_paths(options)
     cases = read_list(train_path, "--train_list")
-    if test_path.exists():
+    if options.test_list or test_path.exists():  # training itself needs no test list
         _refuse_overlap(cases, train_path, read_list(test_path, "--test_list"), test_path)
     labeled = _labeled(options, cases, train_path)
-    chosen = set(labeled)
-    unlabeled = [case for case in cases if case not in chosen][: options.unlabelnum]
     if not 0 <= options.val_cases < len(labeled):
         raise InputError(f"--val_cases {options.val_cases} must leave at least one of {len(labeled)} labeled cases")
     kept = len(labeled) - options.val_cases
-    if options.batch_size > options.labeled_bs and not unlabeled:
-        raise InputError(
-            f"{train_path} has no unlabeled cases beyond {len(labeled)} labeled ones; "
-            "lower --labelnum or give --unlabelnum 0"
-        )
-    return Split(labeled[:kept], unlabeled, labeled[kept:])
+    places = options.batch_size - options.labeled_bs
+    return Split(labeled[:kept], _unlabeled(options, cases, labeled, train_path) if places else [], labeled[kept:])
 
 
 def cases_to_test(options: Namespace) -> list[str]:
@@ -48,7 +43,7 @@ def cases_to_test(options: Namespace) -> list[str]:
 
 def _labeled(options: Namespace, cases: list[str], path: Path) -> list[str]:
     if options.labeled_list:
-        labeled = read_list(Path(options.labeled_list), "--labeled_list")
+        labeled = read_list(repository_path(options.labeled_list), "--labeled_list")
         if strangers := [case for case in labeled if case not in set(cases)]:
             raise InputError(f"case {strangers[0]} of --labeled_list {options.labeled_list} is not in {path}")
         return labeled
@@ -57,9 +52,22 @@ def _labeled(options: Namespace, cases: list[str], path: Path) -> list[str]:
     return cases[: options.labelnum]
 
 
+def _unlabeled(options: Namespace, cases: list[str], labeled: list[str], path: Path) -> list[str]:
+    rest = [case for case in cases if case not in set(labeled)]
+    wanted = len(rest) if options.unlabelnum is None else options.unlabelnum
+    if not 0 <= wanted <= len(rest):
+        raise InputError(f"--unlabelnum {wanted} must be in [0, {len(rest)}], the cases of {path} that are not labeled")
+    if not wanted:
+        raise InputError(
+            f"batches of --batch_size {options.batch_size} and --labeled_bs {options.labeled_bs} need unlabeled cases, "
+            f"but beside {len(labeled)} labeled ones {path} gives none; lower --labelnum or raise --labeled_bs"
+        )
+    return rest[:wanted]
+
+
 def _refuse_overlap(train: list[str], train_path: Path, test: list[str], test_path: Path) -> None:
     if both := [case for case in train if case in set(test)]:
         raise InputError(
             f"{len(both)} cases, {both[0]} the first, are in {train_path} and in {test_path}; "
-            "mend the lists or see --train_list and --test_list"
+            "take them out of one, or name other lists with --train_list and --test_list"
         )

@@ -1,6 +1,6 @@
 """Double-uncertainty weighted mean teacher (Wang et al., MICCAI 2020; arXiv 2010.09298). A reconstruction.
 
-There is no public code, and the paper's formulas were not at hand. Its abstract states the idea: on labeled and
+There is no public code, and only the paper's abstract was at hand. It states the idea: on labeled and
 unlabeled cases a Bayesian teacher (dropout) gives a segmentation uncertainty and a feature uncertainty, the latter
 from how information is spread over channels; both weight the disagreement of student and teacher, and a learnable
 uncertainty loss rewards low uncertainty. All else here is our reading of it: two distributions per voxel, p over
@@ -56,7 +56,9 @@ class DoubleUncertainty(ConsistencyMethod):
     def __init__(self, options: Namespace):
         super().__init__(options)
         if any(length % STRIDE for length in options.patch_size):
-            raise InputError(f"--patch_size {options.patch_size} must be multiples of {STRIDE} for this method's features")
+            raise InputError(
+                f"--patch_size {options.patch_size} must be multiples of {STRIDE} for this method's features"
+            )
         self.student = self.make_vnet("softmax")
         self.teacher = Teacher(self.student, options)
         self.passes = options.mc_passes

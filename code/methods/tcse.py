@@ -80,7 +80,9 @@ class TCSE(ConsistencyMethod):
     @staticmethod
     def add_arguments(group) -> None:
         add_teacher_arguments(group)
-        group.add_argument("--pi", nargs="*", choices=KINDS, default=KINDS, help="kinds of transformation; none: noise only")
+        group.add_argument(
+            "--pi", nargs="*", choices=KINDS, default=list(KINDS), help="kinds of transformation; none: noise only"
+        )
         group.add_argument("--pi_zoom", type=float, default=0.1, help="zoom by a factor in [1 - z, 1 + z], in-plane")
         group.add_argument(
             "--public_nograd",

@@ -6,6 +6,7 @@ left, anterior or head is up, and the sagittal view looks from the left. Only th
 of matplotlib is used: no global state, so that worker processes and threads can draw at the same time.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -27,11 +28,11 @@ PREDICTION_COLORS = ("#56B4E9", "#CC79A7", "#009E73", "#F0E442")
 CURVE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 WINDOW_PERCENTILES = (1.0, 99.5)  # of the gray values: noise floor to black, bright wall just short of white
 DPI = 150
-WIDTH, MAX_HEIGHT = 8.5, 10.0  # inches, of a case figure
+MIN_WIDTH, WIDTH, MAX_HEIGHT = 5.0, 7.5, 10.0  # inches, of a case figure
 MARGIN, TITLE_LINE = 0.1, 0.22  # inches
-GRAYS = 64  # gray levels drawn: noise hides the steps, and a case figure takes half the bytes of 256
-PALETTE = 256  # colours of its PNG: the grays, the contours and their soft edges
-SCALE_BAR_MM = 20
+GRAYS = 64  # gray levels drawn: noise hides the steps, and the PNG takes two thirds of the bytes of 256
+SCALE_BARS_MM = (100, 50, 20, 10, 5, 2, 1)  # the longest that spans at most a quarter of the axial view
+NAME_LENGTH = 32  # characters of a legend's line
 LABEL_LINE, PREDICTION_LINE = 2.6, 1.1  # points: the label shows as a rim where a prediction covers it
 TILE, PANEL_DPI = 2.2, 100  # inches: side of a tile of the training panel, 220 pixels for any patch size
 SMOOTHED_FROM = 200  # points of a curve from which a running mean over 1/40 of them is drawn in front
@@ -85,7 +86,7 @@ def case_figure(
         masks[name] = np.asarray(mask) > 0.5
         colors[name] = PREDICTION_COLORS[index % len(PREDICTION_COLORS)]
     if any(mask.shape != image.shape for mask in masks.values()):
-        raise ValueError(f"image {image.shape}, masks { ({name: m.shape for name, m in masks.items()}) }")
+        raise ValueError(f"image {image.shape}, masks {[mask.shape for mask in masks.values()]}")
     figure, axes = _three_planes(np.multiply(image.shape, spacing_mm), title)
     centre = _informative_voxel(masks, image.shape)
     low, high = _window(image)
@@ -99,11 +100,8 @@ def case_figure(
         _write_edges(ax, plane, f"{index + 1}/{image.shape[plane.normal]}", anatomical)
     _draw_scale_bar(axes[AXIAL])
     _draw_legend(axes[SAGITTAL], masks, colors)
-    picture = Image.fromarray(_pixels(figure))
-    # The only method of Pillow that keeps the rare colours, those of the contours, apart from the many grays.
-    picture = picture.quantize(PALETTE, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     with atomic(Path(path)) as temporary:
-        picture.save(temporary, format="PNG", optimize=True, dpi=(DPI, DPI))
+        Image.fromarray(_pixels(figure)).save(temporary, format="PNG", optimize=True, dpi=(DPI, DPI))
 
 
 def training_panel(
@@ -175,21 +173,14 @@ def _three_planes(size_mm: Sequence[float], title: str) -> tuple[Figure, dict[Pl
     top = max(y, z)  # mm: height of the upper row
     head = MARGIN + TITLE_LINE * len(title.splitlines())
     inch_per_mm = min((WIDTH - 3 * MARGIN) / (x + y), (MAX_HEIGHT - head - 2 * MARGIN) / (top + z))
-    width, height = inch_per_mm * (x + y) + 3 * MARGIN, inch_per_mm * (top + z) + head + 2 * MARGIN
+    used, height = inch_per_mm * (x + y) + 3 * MARGIN, inch_per_mm * (top + z) + head + 2 * MARGIN
+    width = max(used, MIN_WIDTH)
     figure = Figure(figsize=(width, height), dpi=DPI)
     figure.text(MARGIN / width, 1 - MARGIN / height, title, va="top", fontsize=11, weight="bold", parse_math=False)
-    grid = figure.add_gridspec(
-        2,
-        2,
-        width_ratios=(x, y),
-        height_ratios=(top, z),
-        left=MARGIN / width,
-        right=1 - MARGIN / width,
-        bottom=MARGIN / height,
-        top=1 - head / height,
-        wspace=2 * MARGIN / (inch_per_mm * (x + y)),
-        hspace=2 * MARGIN / (inch_per_mm * (top + z)),
-    )
+    rim = {"left": MARGIN, "right": used - MARGIN, "bottom": MARGIN, "top": height - head}  # inches
+    rim = {side: inches / (width if side in ("left", "right") else height) for side, inches in rim.items()}
+    gaps = {"wspace": 2 * MARGIN / (inch_per_mm * (x + y)), "hspace": 2 * MARGIN / (inch_per_mm * (top + z))}
+    grid = figure.add_gridspec(2, 2, width_ratios=(x, y), height_ratios=(top, z), **rim, **gaps)
     axes = {AXIAL: grid[0, 0], SAGITTAL: grid[0, 1], CORONAL: grid[1, 0]}
     return figure, {plane: figure.add_subplot(cell, anchor="NW") for plane, cell in axes.items()}
 
@@ -245,17 +236,19 @@ def _write_edges(ax: Axes, plane: Plane, number: str, anatomical: bool) -> None:
 
 
 def _draw_scale_bar(ax: Axes) -> None:
-    """A bar of 20 mm in the lower right corner."""
-    x, y = 0.97 * ax.get_xlim()[1], 0.96 * ax.get_ylim()[0]
-    ax.plot([x - SCALE_BAR_MM, x], [y, y], color="white", linewidth=2.5, path_effects=WRITING["path_effects"])
-    ax.text(x - SCALE_BAR_MM / 2, 0.98 * y, f"{SCALE_BAR_MM} mm", ha="center", va="bottom", **WRITING)
+    """A bar of a round number of mm in the lower right corner."""
+    across, down = ax.get_xlim()[1], ax.get_ylim()[0]
+    bar = next((length for length in SCALE_BARS_MM if length <= across / 4), SCALE_BARS_MM[-1])
+    x, y = 0.97 * across, 0.96 * down
+    ax.plot([x - bar, x], [y, y], color="white", linewidth=2.5, path_effects=WRITING["path_effects"])
+    ax.text(x - bar / 2, 0.98 * y, f"{bar} mm", ha="center", va="bottom", **WRITING)
 
 
 def _draw_legend(ax: Axes, masks: Mapping[str, np.ndarray], colors: Mapping[str, str]) -> None:
     """Names of the contours, below these axes."""
-    names = [name if mask.any() else f"{name} (empty)" for name, mask in masks.items()]
+    names = [textwrap.fill(name if mask.any() else f"{name} (empty)", NAME_LENGTH) for name, mask in masks.items()]
     lines = [Line2D([], [], color=colors[name], linewidth=2.5) for name in masks]
-    ax.legend(lines, names, loc="upper left", bbox_to_anchor=(0, 0), frameon=False, fontsize=10)
+    ax.legend(lines, names, loc="upper left", bbox_to_anchor=(0, 0), frameon=False, fontsize=9, handlelength=1.5)
 
 
 def _row_of_tiles(count: int, height_per_width: float) -> tuple[Figure, list[Axes]]:

@@ -93,5 +93,10 @@ def _difference(first: list[Score], second: list[Score]) -> str:
     theirs = {score["case"]: score["dice"] for score in second}
     common = [score for score in first if score["case"] in theirs]
     difference = paired_difference([s["dice"] for s in common], [theirs[s["case"]] for s in common])
+    if not difference.pairs:
+        return "no case in common"
     mean, low, high = (100 * value for value in difference[:3])
-    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+    interval = f" [{low:+.2f}, {high:+.2f}]" if difference.pairs > 1 else ""
+    cases = max(len(first), len(second))
+    left_out = f" ({difference.pairs} of {cases} cases)" if difference.pairs < cases else ""
+    return f"{mean:+.2f}{interval}{left_out}"

@@ -3,6 +3,7 @@
 `prob` and `logits` are (B, 1, W, H, D); `label` has the same shape, float in [0, 1], soft values welcome.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -73,3 +74,22 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
         raise ValueError(f"values {tuple(values.shape)} and mask {tuple(mask.shape)} differ in shape")
     mask = mask.float()
     return (values.float() * mask).sum() / (mask.sum() + NO_VOXEL)
+
+
+def attention_dice_loss(prob: Tensor, label: Tensor, beta: float) -> Tensor:
+    """Generalised Dice loss of both classes, each case weighted by how badly it is segmented (ASDNet, Sect. 2.1).
+
+    Per case (1 - dsc)^beta (1 - 2 sum_c w_c |P_c G_c| / sum_c w_c (|P_c| + |G_c|)), w_c = 1 / |G_c|^2; then the
+    mean over cases. A reconstruction in two points: dsc, the mean soft Dice of the classes, is a weight without a
+    gradient, and a class that a crop does not hold counts as one voxel, for its weight would be infinite.
+
+    Args: prob and label, (B, 1, W, H, D), foreground; beta, 0 for no attention.
+    """
+    prob, label = _checked(prob, label)
+    found = torch.cat((1 - prob, prob), dim=1).flatten(2)  # (B, 2, W * H * D)
+    truth = torch.cat((1 - label, label), dim=1).flatten(2)
+    overlap, total = (found * truth).sum(dim=2), (found + truth).sum(dim=2)  # (B, 2)
+    weight = truth.sum(dim=2).clamp_min(1).square().reciprocal()
+    dice = 2 * (weight * overlap).sum(dim=1) / (weight * total).sum(dim=1)  # (B,)
+    attention = (1 - (2 * overlap + SMOOTH) / (total + SMOOTH)).mean(dim=1).clamp_min(0).detach() ** beta
+    return (attention * (1 - dice)).mean()

@@ -217,7 +217,7 @@ def _directed_distances(source: np.ndarray, target: np.ndarray, spacing: tuple[f
 
 
 def _points(mask: np.ndarray, spacing: tuple[float, ...]) -> np.ndarray:
-    """Coordinates (N, 3) of the voxels of a mask; np.argwhere takes ten times as long."""
+    """Coordinates (N, 3) of the voxels of a mask; np.argwhere takes four times as long."""
     return np.stack(np.unravel_index(np.flatnonzero(mask), mask.shape), axis=1) * spacing
 
 

@@ -4,6 +4,7 @@ import math
 
 RAMP_UNIT = 150  # iterations per unit of --consistency_rampup in the public codes ("epoch = iteration // 150")
 RAMP_STEEPNESS = 5.0  # exp(-5 (1 - t)^2), Laine & Aila, ICLR 2017
+STAIRS = 40  # of a ramp over the public codes' 6000 iterations: 6000 / 150
 
 
 def rampup(iteration: float, length: float, shape: str = "smooth") -> float:
@@ -16,14 +17,12 @@ def rampup(iteration: float, length: float, shape: str = "smooth") -> float:
     """
     if length <= 0:
         return 1.0
-    progress = min(iteration / length, 1.0)
     if shape == "stairs":
-        progress = min(math.floor(progress * STAIRS + STAIR_SLACK) / STAIRS, 1.0)
+        progress = math.floor(iteration * STAIRS / length) / STAIRS
+    else:
+        progress = iteration / length
+    progress = min(progress, 1.0)
     return math.exp(-RAMP_STEEPNESS * (1 - progress) ** 2)
-
-
-STAIRS = 40  # 6000 iterations / 150
-STAIR_SLACK = 1e-9  # 3 * (1 / 3) must reach the next stair
 
 
 def learning_rate(iteration: int, options) -> float:

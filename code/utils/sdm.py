@@ -38,9 +38,10 @@ def signed_distance(mask: np.ndarray, empty: str = "sign") -> np.ndarray:
     # Two labels and no 0: each voxel gets its distance to the nearest of the other label, both sides in one pass.
     distance = edt.edt(mask.view(np.uint8) + 1, black_border=False, parallel=torch.get_num_threads())
     inside = distance * mask
-    outside = distance - inside
-    # The public code first subtracts the minimum of each; it is 0, for neither side is empty.
-    sdm = outside / outside.max() - inside / inside.max()
+    sdm = distance - inside  # what is left: the distance outside
+    # The public code first subtracts the minimum of each side; it is 0, for neither is empty.
+    sdm /= sdm.max()
+    sdm -= inside / inside.max()
     sdm[inside == 1] = 0
     return sdm
 

@@ -12,9 +12,7 @@ from utils.errors import InputError
 
 SPACING = (0.5, 0.75, 2.0)
 ORIGIN = (10.0, -20.0, 30.0)  # LPS
-TURNED = np.array(
-    [[0.0, -1.0, 0.0], [0.6, 0.0, -0.8], [0.8, 0.0, 0.6]]
-)  # columns: LPS unit vectors of the axes
+TURNED = np.array([[0.0, -1.0, 0.0], [0.6, 0.0, -0.8], [0.8, 0.0, 0.6]])  # columns: LPS unit vectors of the axes
 
 
 @pytest.fixture
@@ -39,9 +37,7 @@ def test_origin_and_turned_axes_are_converted_from_lps(tmp_path, mask):
     affine = nib.load(tmp_path / "a.nii.gz").affine
     for voxel in ((0, 0, 0), (4, 1, 2)):  # ITK's rule: origin + direction @ (spacing x index), in LPS
         left, posterior, superior = np.array(ORIGIN) + TURNED @ (np.array(SPACING) * voxel)
-        np.testing.assert_allclose(
-            nib.affines.apply_affine(affine, voxel), (-left, -posterior, superior), atol=1e-5
-        )
+        np.testing.assert_allclose(nib.affines.apply_affine(affine, voxel), (-left, -posterior, superior), atol=1e-5)
 
 
 def test_nine_numbers_are_read_row_by_row():
@@ -50,9 +46,7 @@ def test_nine_numbers_are_read_row_by_row():
     )
 
 
-@pytest.mark.parametrize(
-    "direction", [None, TURNED, TURNED @ np.diag([1, 1, -1])], ids=["plain", "turned", "mirror"]
-)
+@pytest.mark.parametrize("direction", [None, TURNED, TURNED @ np.diag([1, 1, -1])], ids=["plain", "turned", "mirror"])
 def test_qform_sform_and_units_agree(tmp_path, mask, direction):
     write_nifti(tmp_path / "a.nii.gz", mask, SPACING, ORIGIN, direction)
     header = nib.load(tmp_path / "a.nii.gz").header

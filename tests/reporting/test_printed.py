@@ -31,9 +31,7 @@ def test_one_run_serves_both_tables():
     assert m_s[5:9] == v_net[5:9]
 
 
-@pytest.mark.parametrize(
-    "asked", [("dtml", 8, 72), ("dtml", 16, 48), ("mean_teacher", 16, 64), ("dtc", 16, 64, "x")]
-)
+@pytest.mark.parametrize("asked", [("dtml", 8, 72), ("dtml", 16, 48), ("mean_teacher", 16, 64), ("dtc", 16, 64, "x")])
 def test_nothing_printed_is_none(asked):
     assert printed_row(*asked) is None
 
