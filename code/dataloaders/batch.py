@@ -50,17 +50,33 @@ class Batch:
 
 
 def resample(volume: np.ndarray, size: Size) -> np.ndarray:
-    """A volume on another grid over the same extent: area averages when shrinking, else trilinear.
+    """A volume on another grid over the same extent: exact area averages along axes that shrink, else trilinear.
 
     Args: volume, (W, H, D). Returns: `size`, float32, contiguous; the array itself where that changes nothing.
     """
+    for axis, length in enumerate(size):
+        if length < volume.shape[axis]:
+            volume = _average(volume, axis, length)
     volume = np.ascontiguousarray(volume, dtype=np.float32)
     if volume.shape == tuple(size):
         return volume
     tensor = torch.from_numpy(volume)[None, None]
-    if all(new <= old for new, old in zip(size, volume.shape, strict=True)):
-        return F.interpolate(tensor, size=tuple(size), mode="area")[0, 0].numpy()
     return F.interpolate(tensor, size=tuple(size), mode="trilinear", align_corners=False)[0, 0].numpy()
+
+
+def _average(volume: np.ndarray, axis: int, length: int) -> np.ndarray:
+    """Mean of each of `length` equal parts of an axis, which may begin and end within a voxel; float64.
+
+    The parts of torch's `area` mode are rounded to whole voxels and overlap: from 145 to 72 voxels it adds 0.7 % to
+    the foreground of a label.
+    """
+    volume = np.moveaxis(volume, axis, 0)
+    total = np.concatenate([np.zeros((1, *volume.shape[1:])), np.cumsum(volume, axis=0, dtype=np.float64)])
+    edges = np.arange(length + 1) * len(volume) / length
+    below = np.minimum(edges.astype(int), len(volume) - 1)
+    part = (edges - below)[:, None, None]
+    at_edges = (1 - part) * total[below] + part * total[below + 1]
+    return np.moveaxis(np.diff(at_edges, axis=0) * (length / len(volume)), 0, axis)
 
 
 def scaled_shape(shape: Size, scale: float) -> Size:

@@ -46,9 +46,7 @@ def write_nifti(
     image = nib.Nifti1Image(_stored(array), affine)
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code=SCANNER_SPACE)
-    image.set_qform(
-        affine, code=SCANNER_SPACE
-    )  # a quaternion holds no shear: sform is exact, qform the nearest
+    image.set_qform(affine, code=SCANNER_SPACE)  # a quaternion holds no shear: sform is exact, qform the nearest
     with atomic(path) as temporary:
         temporary.write_bytes(gzip.compress(image.to_bytes(), COMPRESSION_LEVEL, mtime=0))
 

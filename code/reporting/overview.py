@@ -1,10 +1,9 @@
-"""Draw docs/figures/overview.svg, the overview of DTML: `python code/reporting/overview.py`.
+"""Draw docs/figures/overview.svg, the overview of DTML: in the folder code/, `python -m reporting.overview`.
 
 The scans in it are synthetic: ellipses for an atrium, veins, aorta and spine, with blur and noise. The maps are
 computed from them: the signed distance map and its soft mask by the functions that the training uses.
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from scipy import ndimage
 
-ROOT = Path(__file__).resolve().parents[2]
-if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT / "code"))
+from utils.sdm import SDM_STEEPNESS, signed_distance
 
-from utils.sdm import SDM_STEEPNESS, signed_distance  # noqa: E402
-
-OUTPUT = ROOT / "docs" / "figures" / "overview.svg"
+OUTPUT = Path(__file__).resolve().parents[2] / "docs" / "figures" / "overview.svg"
 SIZE = (11.0, 4.95)  # inches, and the coordinates of everything below
 DPI = 150  # of the embedded pictures; all else is vectors
 SIDE = 112  # pixels of a synthetic slice
@@ -35,7 +30,7 @@ VEINS = (
     (0.76, 0.63, 0.34, 38),
 )  # x, y, length, angle
 TOP, MIDDLE, BOTTOM = 3.65, 2.45, 1.25  # inches: heights of the rows
-SCANS, BUS, NETS, MAPS, MASKS, LABELS = 0.85, 2.02, 3.08, 5.0, 7.3, 9.85  # inches: centres of the columns
+SCANS, BUS, NETS, MAPS, MASKS, LABELS = 0.85, 2.02, 3.08, 5.0, 7.3, 9.72  # inches: centres of the columns
 
 
 def ellipse(x: float, y: float, width: float, height: float, degrees: float = 0.0) -> np.ndarray:
@@ -202,7 +197,7 @@ def draw() -> Figure:
 def main() -> None:
     """Write the figure; the same bytes each time."""
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)
-    with rc_context({"svg.fonttype": "path", "svg.hashsalt": "overview", "mathtext.fontset": "dejavusans"}):
+    with rc_context({"svg.fonttype": "path", "svg.hashsalt": "overview", "image.composite_image": False}):
         draw().savefig(OUTPUT, metadata={"Date": None, "Title": "Overview of dual-task mutual learning (DTML)"})
 
 

@@ -88,6 +88,4 @@ def printed_row(method: str, labeled: int, unlabeled: int, variant: str | None =
             `seg_only`, `sdm_only` (one network). Others: `no_dropout`, `unlabeled_only`, `no_filter`.
     """
     wanted = (method, labeled, unlabeled, variant)
-    return next(
-        (row for row in ROWS if (row.method, row.labeled, row.unlabeled, row.variant) == wanted), None
-    )
+    return next((row for row in ROWS if (row.method, row.labeled, row.unlabeled, row.variant) == wanted), None)

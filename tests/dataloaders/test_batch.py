@@ -196,14 +196,29 @@ def test_labels_at_half_scale_are_area_averages(tmp_path):
     np.testing.assert_array_equal(soft, expected)
 
 
-def test_resample_against_block_means_and_constants():
-    volume = np.random.default_rng(0).random((8, 6, 4)).astype(np.float32)
-    blocks = volume.reshape(4, 2, 3, 2, 2, 2).mean(axis=(1, 3, 5))
-    np.testing.assert_allclose(resample(volume, (4, 3, 2)), blocks, rtol=1e-6)
-    odd = np.arange(5, dtype=np.float64).reshape(5, 1, 1)
-    np.testing.assert_allclose(resample(odd, (2, 1, 1)).ravel(), [1, 3])  # each of the two covers three voxels
+@pytest.mark.parametrize("size", [(4, 3, 2), (5, 4, 3), (8, 5, 1), (1, 1, 1)])
+def test_shrinking_averages_areas(size):
+    """Against means over blocks of a grid that is fine enough for every border to lie between its voxels."""
+    volume = np.random.default_rng(0).random((8, 6, 5))
+    fine, blocks = volume, []
+    for axis, (new, old) in enumerate(zip(size, volume.shape, strict=True)):
+        fine = fine.repeat(new, axis)
+        blocks += [new, old]
+    result = resample(volume, size)
+    assert result.dtype == np.float32 and result.flags.c_contiguous
+    np.testing.assert_allclose(result, fine.reshape(blocks).mean(axis=(1, 3, 5)), rtol=1e-6)
+    np.testing.assert_allclose(resample(np.ones(volume.shape, np.uint8), size), 1, rtol=1e-6)
+
+
+def test_growing_interpolates_over_the_same_extent():
     np.testing.assert_allclose(resample(np.array([0.0, 1.0]).reshape(2, 1, 1), (4, 1, 1)).ravel(), [0, 0.25, 0.75, 1])
+    mixed = resample(np.array([[0.0, 1.0], [2.0, 3.0]]).reshape(2, 2, 1), (1, 4, 1))
+    np.testing.assert_allclose(mixed.ravel(), [1, 1.25, 1.75, 2])
     assert np.ptp(resample(np.full((7, 5, 3), 2.0), (11, 9, 5))) == 0
+
+
+def test_same_size_is_the_array_itself():
+    volume = np.random.default_rng(0).random((8, 6, 4)).astype(np.float32)
     assert resample(volume, volume.shape) is volume
     assert resample(volume[::-1], volume.shape).flags.c_contiguous  # torch takes no negative strides
 

@@ -107,7 +107,7 @@ def test_spacing_is_the_challenge_s_unless_stored(tmp_path, image):
     assert la_heart.read_spacing(tmp_path, CASE) == (1.0, 1.5, 2.0)
 
 
-@pytest.mark.parametrize("stored", [1.0, (1.0, 1.0), (1.0, 0.0, 1.0), (1.0, np.nan, 1.0), "1 x 1"])
+@pytest.mark.parametrize("stored", [1.0, (1.0, 1.0), (1.0, 0.0, 1.0), (1.0, np.inf, 1.0), (np.nan,) * 3, "1 x 1"])
 def test_bad_spacing(tmp_path, image, label, stored):
     path = write_case(tmp_path, image, label, spacing_mm=stored)
     message = the_fault(lambda: la_heart.read_spacing(tmp_path, CASE), path, "spacing_mm")
@@ -115,7 +115,7 @@ def test_bad_spacing(tmp_path, image, label, stored):
 
 
 def test_missing_folder_and_missing_file(tmp_path):
-    the_fault(lambda: la_heart.read_image(tmp_path / "no", CASE), tmp_path / "no", "--root_path")
+    the_fault(lambda: la_heart.read_image(tmp_path / "no", CASE), "data folder", tmp_path / "no", "--root_path")
     the_fault(lambda: la_heart.read_shape(tmp_path, CASE), case_path(tmp_path, CASE), "--root_path", "list")
 
 
@@ -131,6 +131,15 @@ def test_truncated_file(tmp_path, image, label):
     os.truncate(path, path.stat().st_size - 100)
     the_fault(lambda: la_heart.read_image(tmp_path, CASE), path, "damaged")
     assert len(find_faults(tmp_path, CASE)) == 1  # said once, not once per data set
+
+
+def test_message_of_the_library_is_cut_to_one_line(tmp_path, image, monkeypatch):
+    def fail(*arguments):
+        raise OSError("read failed\nat address 0")
+
+    write_case(tmp_path, image)
+    monkeypatch.setattr(h5py, "File", fail)
+    the_fault(lambda: la_heart.read_image(tmp_path, CASE), "read failed")
 
 
 def test_damaged_voxels(tmp_path):

@@ -1,6 +1,7 @@
 """What the figures show, read from the drawn artists: orientation, scale, contours, slices, colours."""
 
 from concurrent.futures import ThreadPoolExecutor
+from xml.etree import ElementTree
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy import ndimage
 
-from reporting import figures
+from reporting import figures, overview
 from reporting.figures import AXIAL, CORONAL, SAGITTAL, case_figure, curves_figure, training_panel
 
 SPACING = (0.5, 0.75, 2.0)
@@ -270,3 +271,21 @@ def test_running_mean_by_hand():
 def test_curves_file_follows_its_suffix(tmp_path, name, start):
     curves_figure({}, tmp_path / name, "no curve yet", "loss")
     assert (tmp_path / name).read_bytes().startswith(start)
+
+
+# --- the overview
+
+
+def test_overview_is_redrawn_as_a_self_contained_svg(tmp_path, monkeypatch):
+    """White ground for dark pages, text as paths for pages without the font, the same bytes each time."""
+    drawings = []
+    for name in ("a.svg", "b.svg"):
+        monkeypatch.setattr(overview, "OUTPUT", tmp_path / "figures" / name)
+        overview.main()
+        drawings.append((tmp_path / "figures" / name).read_text())
+    assert drawings[0] == drawings[1]
+    assert len(drawings[0]) < 300_000
+    root = ElementTree.fromstring(drawings[0])
+    tags = [element.tag.rpartition("}")[2] for element in root.iter()]
+    assert "text" not in tags and tags.count("image") == 6
+    assert "fill: #ffffff" in root.find(".//{*}path").get("style")

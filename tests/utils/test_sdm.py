@@ -67,7 +67,7 @@ def test_equals_the_public_formula(name):
     mask = MASKS[name]
     before = mask.copy()
     sdm = signed_distance(mask)
-    assert sdm.shape == mask.shape and sdm.dtype == np.float32
+    assert sdm.shape == mask.shape and sdm.dtype == np.float32 and sdm.flags.c_contiguous
     np.testing.assert_allclose(sdm, public_sdm(mask), rtol=0, atol=1e-6)
     assert np.array_equal(mask, before)
 
@@ -124,7 +124,7 @@ def test_wrong_calls_raise():
         signed_distance(blob(1), empty="zero")
     with pytest.raises(ValueError, match="volume"):
         signed_distance(blob(1)[None])
-    for shape in (SHAPE, (2, *SHAPE), (2, 2, *SHAPE)):
+    for shape in (SHAPE, (2, *SHAPE), (2, 1, 16, 12), (2, 2, *SHAPE)):
         with pytest.raises(ValueError, match="label"):
             signed_distance_batch(torch.zeros(shape))
 
