@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -37,3 +38,37 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Paired
     means = difference[rng.integers(len(difference), size=(RESAMPLES, len(difference)))].mean(axis=1)
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return PairedDifference(float(difference.mean()), float(low), float(high), len(difference))
+
+
+class PairedTest(NamedTuple):
+    """Paired tests of one metric between two runs; NaN where fewer than two pairs are defined."""
+
+    difference: PairedDifference
+    t_p: float  # paired t-test, two-sided, as in the paper
+    wilcoxon_p: float  # signed-rank test, two-sided
+    effect: float  # Cohen's d_z: mean of the differences over their sd
+
+
+def paired_test(first: Sequence[float], second: Sequence[float]) -> PairedTest:
+    """Tests of second - first over the cases in which both are defined."""
+    difference = paired_difference(first, second)
+    values = np.subtract(second, first, dtype=float)
+    values = values[np.isfinite(values)]
+    if len(values) < 2 or not values.any():  # no pairs, or no difference: nothing to test
+        return PairedTest(difference, np.nan, np.nan, np.nan)
+    sd = values.std(ddof=1)
+    effect = float(values.mean() / sd) if sd > 0 else float(np.copysign(np.inf, values.mean()))
+    return PairedTest(
+        difference, float(stats.ttest_1samp(values, 0).pvalue), float(stats.wilcoxon(values).pvalue), effect
+    )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (Scandinavian Journal of Statistics, 1979); NaN stays and does not count."""
+    p = np.asarray(p_values, dtype=float)
+    order = [index for index in np.argsort(p) if np.isfinite(p[index])]
+    corrected, largest = np.full(len(p), np.nan), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p[index]))
+        corrected[index] = largest
+    return corrected.tolist()
