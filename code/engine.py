@@ -17,7 +17,7 @@ from dataloaders.split import Split
 from inference import dice_of_cases
 from methods.base import Method, Turn
 from utils import runs
-from utils.device import memory_format, peak_memory_gib, place, precision
+from utils.device import machine, memory_format, peak_memory_gib, place, precision
 from utils.errors import InputError
 from utils.journal import Journal
 from utils.schedules import learning_rate
@@ -44,6 +44,7 @@ class Engine:
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.amp == "fp16")
         self.iteration = 0  # finished ones
         self.seconds = 0.0  # of training steps, over all resumptions
+        self.peak_memory = 0.0  # GiB, the largest of the finished parts of a resumed run
         self.best_val = -1.0
         self._signal = 0
         self._step_seconds: list[float] = []
@@ -186,6 +187,8 @@ class Engine:
                 "scaler": self.scaler.state_dict(),
                 "iteration": self.iteration,
                 "seconds": self.seconds,
+                "peak_memory_gib": max(self.peak_memory, peak_memory_gib(self.device)),
+                "machine": machine(self.device),
                 "best_val": self.best_val,
                 "options": vars(self.options),
                 "rng": runs.rng_state(),
@@ -199,6 +202,7 @@ class Engine:
             turn.optimizer.load_state_dict(saved)
         self.scaler.load_state_dict(state["scaler"])
         self.iteration, self.seconds, self.best_val = state["iteration"], state["seconds"], state["best_val"]
+        self.peak_memory = state.get("peak_memory_gib", 0.0)
         runs.restore_rng(state["rng"])
 
 

@@ -30,7 +30,7 @@ from reporting.printed import PrintedRow, printed_row
 from reporting.tables import Score, case_table, comparison_table, pick, printed_table, summary_table
 from utils import options as flags
 from utils import runs
-from utils.device import pick_device, place
+from utils.device import machine, pick_device, place
 from utils.errors import InputError, run_script
 from utils.metrics import evaluate, largest_component, summarise, verify_against_medpy
 
@@ -95,8 +95,8 @@ def score_run(folder: Path, state: dict[str, Any], options: Namespace) -> tuple[
     start, scores = time.perf_counter(), []
     for case in tqdm(cases, unit="case", disable=None, dynamic_ncols=True):
         scores += score_case(method, case, head, options, device, folder)
-    seconds = time.perf_counter() - start
-    write_scores(folder, scores, head, options, state, seconds)
+    tested = {"test_seconds": time.perf_counter() - start, "test_machine": machine(device)}
+    write_scores(folder, scores, head, options, state, tested)
     return scores, head
 
 
@@ -133,9 +133,9 @@ def write_case(folder, case, image, label, mask, spacing, score: Score, skip: Se
 
 
 def write_scores(
-    folder: Path, scores: list[Score], head: str, options: Namespace, state: dict[str, Any], seconds: float
+    folder: Path, scores: list[Score], head: str, options: Namespace, state: dict[str, Any], tested: dict[str, Any]
 ) -> None:
-    """metrics.csv (a row per case, output and post) and metrics.json (with summary, options, versions, seconds)."""
+    """metrics.csv (a row per case, output and post) and metrics.json (with summary, options, versions, costs)."""
     with runs.atomic(folder / runs.METRICS_CSV) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, scores[0])
         writer.writeheader()
@@ -146,8 +146,9 @@ def write_scores(
         "reported": {"head": head, "post": options.post, "weights": options.weights},
         "iteration": state["iteration"],
         "training_seconds": state["seconds"],
-        "test_seconds": seconds,
-        "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
+        "training_machine": state.get("machine"),
+        "peak_memory_gib": state.get("peak_memory_gib"),  # of the training
+        **tested,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "options": vars(options),
         "summary": {f"{kind[0]}/{kind[1]}": summarise(pick(scores, *kind)) for kind in kinds},

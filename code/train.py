@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from dataloaders.split import training_split
+from dataloaders.split import Split, training_split
 from engine import Engine, Stopped
 from methods import METHODS
 from methods.base import Method
@@ -27,11 +27,17 @@ def parse_options(argv: Sequence[str] | None = None, method: str | None = None) 
     return options
 
 
-def train(options: Namespace) -> int:
-    """Train a run from its options. Returns the exit status."""
+def settle(options: Namespace) -> Split:
+    """The cases of a run; --labelnum and --unlabelnum become the numbers of those that it uses."""
     split = training_split(options)
     options.labelnum = len(split.labeled) + len(split.validation)
     options.unlabelnum = len(split.unlabeled)
+    return split
+
+
+def train(options: Namespace) -> int:
+    """Train a run from its options. Returns the exit status."""
+    split = settle(options)
     device = pick_device(options)
     runs.seed_everything(options.seed)
     torch.use_deterministic_algorithms(options.deterministic)

@@ -152,10 +152,7 @@ def _opened(root: Path, case: str) -> Iterator[h5py.File]:
 
 def _dataset(file: h5py.File, key: str) -> h5py.Dataset:
     """The data set `key`, known to be a 3-D array of numbers."""
-    try:
-        data = file.get(key)
-    except KeyError:  # the name is there, what it points to is damaged
-        data = None
+    data = file.get(key)  # None where the name is missing, or what it points to is damaged
     if not isinstance(data, h5py.Dataset):
         found = ", ".join(file) or "nothing"
         raise InputError(f"{file.filename} holds no data set '{key}' (found: {found}); write the case again")

@@ -89,16 +89,16 @@ def case_figure(
         raise ValueError(f"image {image.shape}, masks {[mask.shape for mask in masks.values()]}")
     figure, axes = _three_planes(np.multiply(image.shape, spacing_mm), title)
     centre = _informative_voxel(masks, image.shape)
-    low, high = _window(image)
+    low, high = gray_window(image)
     for plane, ax in axes.items():
         step = (spacing_mm[plane.across], spacing_mm[plane.down])
         index = centre[plane.normal]
-        _draw_scan(ax, plane.slice(image, index), step, low, high)
+        draw_scan(ax, plane.slice(image, index), step, low, high)
         for name, mask in masks.items():
             width = LABEL_LINE if name == LABEL else PREDICTION_LINE
-            _draw_contour(ax, plane.slice(mask, index), step, colors[name], width)
-        _write_edges(ax, plane, f"{index + 1}/{image.shape[plane.normal]}", anatomical)
-    _draw_scale_bar(axes[AXIAL])
+            draw_contour(ax, plane.slice(mask, index), step, colors[name], width)
+        write_edges(ax, plane, f"{index + 1}/{image.shape[plane.normal]}", anatomical)
+    draw_scale_bar(axes[AXIAL])
     _draw_legend(axes[SAGITTAL], masks, colors)
     with atomic(Path(path)) as temporary:
         Image.fromarray(_pixels(figure)).save(temporary, format="PNG", optimize=True, dpi=(DPI, DPI))
@@ -122,7 +122,7 @@ def training_panel(
     Returns: (height, width, 3), uint8.
     """
     middle = image.shape[2] // 2
-    low, high = _window(image)
+    low, high = gray_window(image)
     gray, heat = {"cmap": "gray", "vmin": low, "vmax": high}, {"cmap": "magma", "vmin": 0, "vmax": 1}
     tiles = [(f"scan, slice {middle + 1} of {image.shape[2]}", image, gray)]
     tiles += [] if label is None else [(LABEL, image, gray)]
@@ -135,7 +135,7 @@ def training_panel(
         picture = ax.imshow(volume[:, :, middle].T, interpolation="nearest", aspect="auto", **style)
         ax.set_title(name, fontsize=9, pad=4)
         if index and label is not None:
-            _draw_contour(ax, label[:, :, middle].T > 0.5, (1.0, 1.0), LABEL_COLOR, 1.5, corner=-0.5)
+            draw_contour(ax, label[:, :, middle].T > 0.5, (1.0, 1.0), LABEL_COLOR, 1.5, corner=-0.5)
         if style is not gray:
             _draw_color_bar(figure, ax, picture)
     return _pixels(figure)
@@ -195,7 +195,7 @@ def _informative_voxel(masks: Mapping[str, np.ndarray], shape: Sequence[int]) ->
     return [int(np.argmax(wanted.sum(axis=tuple({0, 1, 2} - {axis})))) for axis in range(3)]
 
 
-def _draw_scan(ax: Axes, picture: np.ndarray, step: Sequence[float], low: float, high: float) -> None:
+def draw_scan(ax: Axes, picture: np.ndarray, step: Sequence[float], low: float, high: float) -> None:
     """Gray slice; axes in mm from its upper left corner."""
     extent = (0, picture.shape[1] * step[0], picture.shape[0] * step[1], 0)
     gray = colormaps["gray"].resampled(GRAYS)
@@ -204,7 +204,7 @@ def _draw_scan(ax: Axes, picture: np.ndarray, step: Sequence[float], low: float,
     ax.set_axis_off()
 
 
-def _draw_contour(
+def draw_contour(
     ax: Axes, mask: np.ndarray, step: Sequence[float], color: str, width: float, corner: float = 0.0
 ) -> None:
     """Outline of a 2-D mask; closed also where the mask touches the border, nothing for an empty mask.
@@ -222,7 +222,7 @@ def _draw_contour(
     ax.axis(limits)
 
 
-def _write_edges(ax: Axes, plane: Plane, number: str, anatomical: bool) -> None:
+def write_edges(ax: Axes, plane: Plane, number: str, anatomical: bool) -> None:
     """Name and slice number in the upper left corner; the patient's sides at the four edges."""
     style = WRITING | {"transform": ax.transAxes}
     name = f"{plane.name}  " if anatomical else ""
@@ -235,7 +235,7 @@ def _write_edges(ax: Axes, plane: Plane, number: str, anatomical: bool) -> None:
         ax.text(0.5, 0.02, bottom, ha="center", va="bottom", **style)
 
 
-def _draw_scale_bar(ax: Axes) -> None:
+def draw_scale_bar(ax: Axes) -> None:
     """A bar of a round number of mm in the lower right corner."""
     across, down = ax.get_xlim()[1], ax.get_ylim()[0]
     bar = next((length for length in SCALE_BARS_MM if length <= across / 4), SCALE_BARS_MM[-1])
@@ -283,7 +283,7 @@ def _pixels(figure: Figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def _window(image: np.ndarray) -> tuple[float, float]:
+def gray_window(image: np.ndarray) -> tuple[float, float]:
     """Gray values shown black and white; never equal, also for a constant image."""
     low, high = (float(value) for value in np.percentile(image, WINDOW_PERCENTILES))
     return low, high if high > low else low + 1.0

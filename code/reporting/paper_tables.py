@@ -1,141 +1,253 @@
-"""The paper's tables: printed and measured figures in one row, as Markdown, CSV and LaTeX."""
+"""The paper's tables: printed and measured figures in one table, as Markdown, CSV and LaTeX, with paired statistics."""
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
-from reporting.printed import printed_row
-from reporting.systems import SYSTEMS, System
+from reporting.printed import PrintedRow, printed_row
+from reporting.systems import PAIRED_METRICS, PAIRS, SYSTEMS, TITLES, System
 from reporting.tables import COLUMNS, number, text_table
+from utils.jobs import Scores
 from utils.runs import atomic
-from utils.statistics import holm, paired_test
+from utils.statistics import CONFIDENCE, PairedTest, holm, paired_test
 
-Scores = dict[str, Any]  # content of a metrics.json
-POSTS = {"none": "no filter", "lcc": "largest component"}
+POSTS = {"none": "measured", "lcc": "measured, filtered"}
 PAPER_SCANS = (16, 64)  # labeled and unlabeled ones of the paper's rows
 UPPER_BOUND = (80, 0)
-HEADER = (
-    "method",
-    "labeled",
-    "unlabeled",
-    "source",
-    *(heading for heading, _, _ in COLUMNS.values()),
-    "seeds",
-    "s / iteration",
-    "memory [GiB]",
-)
+HEADINGS = [heading for heading, _, _ in COLUMNS.values()]
+HEADER = ["method", "labeled", "unlabeled", "figures", *HEADINGS, "seeds", "s / step", "GiB"]
+PAIRED_HEADER = ["second - first", "metric", f"difference [{CONFIDENCE:.0%}]", "cases", "t-test p", "Holm"]
+PAIRED_HEADER += ["Wilcoxon p", "effect d_z"]
 
 
-def write_table(name: str, rows: dict[str, list[Scores]], out: Path) -> str:
-    """Write `<out>/<name>.{md,csv,tex}`; rows are in the paper's order, each with its scores over seeds.
+class Mean(NamedTuple):
+    """Mean over seeds of the mean over cases, in the unit of metrics.json; NaN where it is undefined."""
 
+    mean: float
+    sd: float = math.nan  # over seeds; NaN for a single one
+    missed: int = 0  # cases without a distance, all seeds together
+
+    def text(self, metric: str) -> str:
+        spread = f" ± {number(metric, self.sd)}" if math.isfinite(self.sd) else ""
+        return number(metric, self.mean) + spread + (f" ({self.missed} missed)" if self.missed else "")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a table; what is not known is None."""
+
+    name: str
+    source: str
+    labeled: int | None = None
+    unlabeled: int | None = None
+    means: Mapping[str, Mean] | None = None
+    seeds: int | None = None
+    pace: float | None = None  # seconds per iteration, mean over seeds
+    memory: float | None = None  # GiB, the largest of all seeds
+
+    def cells(self) -> list[str]:
+        """The line as people read it, under HEADER."""
+        scans = [_text(self.labeled), _text(self.unlabeled)]
+        means = [self.means[metric].text(metric) if self.means else "" for metric in COLUMNS]
+        cost = [_text(self.seeds), _text(self.pace, ".2f"), _text(self.memory, ".1f")]
+        return [self.name, *scans, self.source, *means, *cost]
+
+    def record(self) -> dict[str, str | int | float | None]:
+        """The line as programs read it: a number per column, in the units of HEADER."""
+        record = {"method": self.name, "labeled": self.labeled, "unlabeled": self.unlabeled, "figures": self.source}
+        for metric, (_, factor, _) in COLUMNS.items():
+            mean = self.means[metric] if self.means else Mean(math.nan)
+            record[f"{metric}_mean"], record[f"{metric}_sd"] = _rounded(factor * mean.mean), _rounded(factor * mean.sd)
+            record[f"{metric}_missed"] = mean.missed if self.means else None
+        return record | {"seeds": self.seeds, "seconds_per_step": self.pace, "memory_gib": self.memory}
+
+
+def write_table(name: str, rows: Mapping[str, Sequence[Scores]], out: Path, flags: str = "") -> str:
+    """Write `<out>/<name>.{md,csv,tex}`.
+
+    Args: rows, key in SYSTEMS -> its scores, one of each seed, in the table's order; flags, those that were given by
+        hand for every row.
     Returns: the table for the terminal.
     """
     lines = [line for key, seeds in rows.items() for line in system_lines(SYSTEMS[key], seeds)]
+    cells = [line.cells() for line in lines]
+    note = setting_note([scores for seeds in rows.values() for scores in seeds], flags)
+    tests = paired_lines(PAIRS[name], rows, PAIRED_METRICS[name])
     out.mkdir(parents=True, exist_ok=True)
-    note = setting_note([scores for seeds in rows.values() for scores in seeds])
-    write_text(out / f"{name}.md", f"# {name.capitalize()}\n\n{note}\n\n{markdown(lines)}\n")
-    write_text(out / f"{name}.tex", latex(lines))
-    with atomic(out / f"{name}.csv") as temporary, open(temporary, "w", newline="") as file:
-        csv.writer(file).writerows([HEADER, *lines])
-    return f"\n{name}: {note}\n\n{text_table(HEADER, lines)}"
+    parts = [f"# {name.capitalize()}: {TITLES[name]}", note, markdown(HEADER, cells), printed_notes(rows)]
+    parts += [f"## Paired differences\n\n{paired_note(tests)}", markdown(PAIRED_HEADER, tests)] if tests else []
+    _write(out / f"{name}.md", "\n\n".join(parts) + "\n")
+    _write(out / f"{name}.tex", latex(HEADER, cells))
+    with atomic(out / f"{name}.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, lines[0].record())
+        writer.writeheader()
+        writer.writerows(line.record() for line in lines)
+    shown = [f"\n{name}: {TITLES[name]}", note, text_table(HEADER, cells)]
+    shown += [paired_text(tests)] if tests else []
+    return "\n\n".join([*shown, f"written: {out / name}.md, .csv, .tex"])
 
 
-def system_lines(system: System, seeds: Sequence[Scores]) -> list[list[str]]:
-    """The printed line of a row, then what was measured: without and with the component filter."""
+# --- lines of a table
+
+
+def system_lines(system: System, seeds: Sequence[Scores]) -> list[Line]:
+    """The printed line of a row, then what was measured, without and with the largest-component filter."""
     lines = []
-    labeled, unlabeled = UPPER_BOUND if system.all_labeled else PAPER_SCANS
-    printed = printed_row(system.method, labeled, unlabeled if system.unlabeled else 0, system.variant)
-    if printed is not None:
-        figures = (printed.dice_percent, printed.jaccard_percent, printed.asd_vox, printed.hd95_vox)
-        scans = [str(printed.labeled), str(printed.unlabeled)]
-        lines.append([system.name, *scans, "printed", *(f"{x:.2f}" for x in figures), "", "", ""])
+    if (row := _printed(system)) is not None:
+        figures = (row.dice_percent, row.jaccard_percent, row.asd_vox, row.hd95_vox)
+        means = {
+            metric: Mean(x / factor) for (metric, (_, factor, _)), x in zip(COLUMNS.items(), figures, strict=True)
+        }
+        lines.append(Line(system.name, "printed", row.labeled, row.unlabeled, means))
     if not seeds:
-        return [*lines, [system.name, "", "", "not run yet", *[""] * (len(HEADER) - 4)]]
-    for post, filtered in POSTS.items():
-        cells = [over_seeds(metric, seeds, post) for metric in COLUMNS]
-        scans = [str(seeds[0]["options"][key]) for key in ("labelnum", "unlabelnum")]
-        pace = np.mean([s["training_seconds"] / s["iteration"] for s in seeds])
-        memory = [s["peak_memory_gib"] for s in seeds if s.get("peak_memory_gib")]
-        cost = [str(len(seeds)), f"{pace:.2f}", f"{max(memory):.1f}" if memory else ""]
-        lines.append([system.name, *scans, f"measured, {filtered}", *cells, *cost])
+        return [*lines, Line(system.name, "not run yet")]
+    pace = float(np.mean([scores["training_seconds"] / scores["iteration"] for scores in seeds]))
+    memory = max((scores["peak_memory_gib"] for scores in seeds if scores.get("peak_memory_gib")), default=None)
+    scans = [seeds[0]["options"][key] for key in ("labelnum", "unlabelnum")]
+    for post, source in POSTS.items():
+        means = {metric: over_seeds(metric, seeds, post) for metric in COLUMNS}
+        lines.append(Line(system.name, source, *scans, means, len(seeds), pace, memory))
     return lines
 
 
-def over_seeds(metric: str, seeds: Sequence[Scores], post: str) -> str:
-    """Mean over seeds of the mean over cases, ± sd over seeds where there are several."""
-    summaries = [s["summary"][f"{s['reported']['head']}/{post}"][metric] for s in seeds]
-    means = [math.nan if summary["mean"] is None else summary["mean"] for summary in summaries]
-    missed = sum(summary["missed"] for summary in summaries)
-    spread = f" ± {number(metric, float(np.std(means, ddof=1)))}" if len(means) > 1 else ""
-    return f"{number(metric, float(np.mean(means)))}{spread}" + (f" ({missed} missed)" if missed else "")
+def over_seeds(metric: str, seeds: Sequence[Scores], post: str) -> Mean:
+    """Mean and spread over seeds of the reported output."""
+    summaries = [scores["summary"][f"{scores['reported']['head']}/{post}"][metric] for scores in seeds]
+    means = [_value(summary["mean"]) for summary in summaries]
+    sd = float(np.std(means, ddof=1)) if len(means) > 1 else math.nan
+    return Mean(float(np.mean(means)), sd, sum(summary["missed"] for summary in summaries))
 
 
-def setting_note(scores: Sequence[Scores]) -> str:
-    """One sentence on what the measured lines are, so that nobody takes them for the paper's setting."""
-    settings = {(s["options"]["preset"], s["options"]["split"], s["options"]["max_iterations"]) for s in scores}
-    runs = "; ".join(f"--preset {p} --split {split}, {n} iterations" for p, split, n in sorted(settings))
-    measured = f"measured: {runs}, last iterate" if settings else "nothing measured yet"
-    return f"Printed: the papers, official 20 test scans. {measured[0].upper()}{measured[1:]}; mean ± sd over seeds."
+def _printed(system: System) -> PrintedRow | None:
+    labeled, unlabeled = UPPER_BOUND if system.all_labeled else PAPER_SCANS
+    return printed_row(system.method, labeled, unlabeled if system.unlabeled else 0, system.variant)
 
 
-def paired_report(first: Sequence[Scores], second: Sequence[Scores]) -> str:
-    """Per-case statistics of the second row minus the first: scores averaged over seeds, no component filter."""
-    tests = {
-        metric: paired_test(*(case_means(seeds, metric) for seeds in aligned(first, second))) for metric in COLUMNS
-    }
+def setting_note(scores: Sequence[Scores], flags: str) -> str:
+    """What the figures are, so that nobody takes a small setting for the paper's."""
+    printed = "Printed: the papers' figures on the official 20 test scans."
+    if not scores:
+        return f"{printed} Nothing is measured yet."
+    settings = sorted({(s["options"]["preset"], s["options"]["split"], s["options"]["max_iterations"]) for s in scores})
+    how = "; ".join(f"--preset {preset} --split {split}, {steps} iterations" for preset, split, steps in settings)
+    tests = " or ".join(str(n) for n in sorted({len({case["case"] for case in s["cases"]}) for s in scores}))
+    machines = "; ".join(sorted({_machine(s) for s in scores}))
+    return (
+        f"{printed} Measured: {how}{f', {flags}' if flags else ''}; {tests} test scans; last iterate, nothing is "
+        "chosen on the test list; mean ± sd over seeds. Filtered: only the largest component is kept. "
+        f"s / step and GiB (the most at a time: allocated on a GPU, resident on a CPU): {machines}."
+    )
+
+
+def _machine(scores: Scores) -> str:
+    machine = scores.get("training_machine") or scores.get("test_machine") or {}
+    return machine.get("gpu") or f"{machine.get('processor', 'unknown')}, {machine.get('threads', '?')} threads"
+
+
+def printed_notes(rows: Mapping[str, Sequence[Scores]]) -> str:
+    """Where each printed line comes from."""
+    found = [row for key in rows if (row := _printed(SYSTEMS[key]))]
+    lines = [f"- {row.name}, {row.labeled} + {row.unlabeled}: {row.note}." for row in found]
+    return "\n".join(["Sources of the printed lines:", "", *lines])
+
+
+# --- paired statistics
+
+
+def paired_report(pairs: Sequence[tuple[str, str]], rows: Mapping[str, Sequence[Scores]]) -> str:
+    """Per-case statistics of pairs of rows on all four metrics, for the terminal."""
+    return paired_text(paired_lines(pairs, rows, tuple(COLUMNS))) or "nothing to compare: a row is not run yet"
+
+
+def paired_text(lines: Sequence[Sequence[str]]) -> str:
+    """The statistics as text; empty where there are none."""
+    return f"{paired_note(lines)}\n\n{text_table(PAIRED_HEADER, lines)}" if lines else ""
+
+
+def paired_note(lines: Sequence[Sequence[str]]) -> str:
+    """What the columns are."""
+    return (
+        "Per case, mean over the seeds that both rows have, no filter; a missed case counts with the diagonal of its "
+        "volume. Bootstrap interval over cases; two-sided p of the paired t-test (as in the paper), after Holm's "
+        f"correction for these {len(lines)} tests, and of the signed-rank test; d_z is mean / sd of the differences."
+    )
+
+
+def paired_lines(
+    pairs: Sequence[tuple[str, str]], rows: Mapping[str, Sequence[Scores]], metrics: Sequence[str]
+) -> list[list[str]]:
+    """A line per pair and metric, under PAIRED_HEADER; pairs without a common seed are left out."""
+    tests: dict[tuple[str, str], PairedTest] = {}
+    for first, second in pairs:
+        common = {_seed(scores) for scores in rows[first]} & {_seed(scores) for scores in rows[second]}
+        if common:
+            name = f"{_label(second, rows)} - {_label(first, rows)}"
+            for metric in metrics:
+                tests[name, metric] = paired_test(*(case_means(rows[key], common, metric) for key in (first, second)))
     corrected = holm([test.t_p for test in tests.values()])
     lines = []
-    for (metric, test), adjusted in zip(tests.items(), corrected, strict=True):
+    for ((name, metric), test), adjusted in zip(tests.items(), corrected, strict=True):
         d = test.difference
         interval = f"{number(metric, d.mean)} [{number(metric, d.low)}, {number(metric, d.high)}]"
-        p_values = (f"{p:.3g}" for p in (test.t_p, adjusted, test.wilcoxon_p))
-        lines.append([COLUMNS[metric][0], interval, str(d.pairs), *p_values, f"{test.effect:.2f}"])
-    header = ["metric", "difference [95 % interval]", "cases", "t-test p", "Holm", "Wilcoxon p", "effect d_z"]
-    return text_table(header, lines)
+        p_values = ["-" if math.isnan(p) else f"{p:.2g}" for p in (test.t_p, adjusted, test.wilcoxon_p)]
+        effect = "-" if math.isnan(test.effect) else f"{test.effect:.2f}"
+        lines.append([name, COLUMNS[metric][0], interval, str(d.pairs), *p_values, effect])
+    return lines
 
 
-def aligned(first: Sequence[Scores], second: Sequence[Scores]) -> tuple[list[Scores], list[Scores]]:
-    """Both rows with the seeds that they share."""
-    common = {s["options"]["seed"] for s in first} & {s["options"]["seed"] for s in second}
-    return tuple([s for s in seeds if s["options"]["seed"] in common] for seeds in (first, second))
+def case_means(seeds: Sequence[Scores], common: set[int], metric: str) -> list[float]:
+    """A value per case, in the order of the ids: the mean over seeds of the reported output, unfiltered."""
+    values: dict[str, list[float]] = {}
+    for scores in (scores for scores in seeds if _seed(scores) in common):
+        for case in scores["cases"]:
+            if (case["head"], case["post"]) == (scores["reported"]["head"], "none"):
+                missed = case[metric] is None  # only a distance can be missing: charged as in utils/metrics.py
+                values.setdefault(case["case"], []).append(case["diagonal_vox"] if missed else case[metric])
+    return [float(np.mean(values[case])) for case in sorted(values)]
 
 
-def case_means(seeds: Sequence[Scores], metric: str) -> list[float]:
-    """A value per case, in the order of the case ids: the mean over seeds of the reported output, unfiltered."""
-    per_seed = [
-        {
-            case["case"]: math.nan if case[metric] is None else case[metric]
-            for case in scores["cases"]
-            if (case["head"], case["post"]) == (scores["reported"]["head"], "none")
-        }
-        for scores in seeds
-    ]
-    return [float(np.mean([values[case] for values in per_seed])) for case in sorted(per_seed[0])] if per_seed else []
+def _seed(scores: Scores) -> int:
+    return scores["options"]["seed"]
 
 
-def markdown(lines: Sequence[Sequence[str]]) -> str:
+def _label(key: str, rows: Mapping[str, Sequence[Scores]]) -> str:
+    options = rows[key][0]["options"]
+    return f"{SYSTEMS[key].name} {options['labelnum']}/{options['unlabelnum']}"
+
+
+# --- formats
+
+
+def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
-    rows = [HEADER, ["---"] * len(HEADER), *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *lines])
 
 
-def latex(lines: Sequence[Sequence[str]]) -> str:
-    """A LaTeX tabular (booktabs)."""
-
-    def escaped(row: Sequence[str]) -> str:
-        cells = (cell.replace("%", r"\%").replace("_", r"\_").replace("±", r"$\pm$") for cell in row)
-        return " & ".join(cells) + r" \\"
-
-    head = [rf"\begin{{tabular}}{{l{'r' * (len(HEADER) - 1)}}}", r"\toprule", escaped(HEADER), r"\midrule"]
-    return "\n".join([*head, *map(escaped, lines), r"\bottomrule", r"\end{tabular}", ""])
+def latex(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A LaTeX tabular; needs the package booktabs."""
+    escapes = str.maketrans({"%": r"\%", "_": r"\_", "±": r"$\pm$"})
+    rows = [" & ".join(row).translate(escapes) + r" \\" for row in [header, *lines]]
+    head = [f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule", rows[0], r"\midrule"]
+    return "\n".join([*head, *rows[1:], r"\bottomrule", r"\end{tabular}", ""])
 
 
-def write_text(path: Path, text: str) -> None:
-    """A text file, whole or not at all."""
+def _value(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _text(value: float | None, style: str = "") -> str:
+    return "" if value is None else format(value, style)
+
+
+def _rounded(value: float) -> float | None:
+    return round(value, 4) if math.isfinite(value) else None
+
+
+def _write(path: Path, text: str) -> None:
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -29,23 +29,29 @@ _ROWS = (  # in the order in which they are worth having: the baselines and DTML
     System("double_uncertainty", "Double-Uncertainty", "double_uncertainty"),
     System("dtml_dis", "DTML, L_dis", "dtml", ("--sdm_supervision", "sdm"), "dis"),
     System("dtml_both", "DTML, L_dis + L_mask", "dtml", ("--sdm_supervision", "both"), "dis+mask"),
-    System("v_net_all", "V-Net, all labels", "supervised", all_labeled=True, unlabeled=False),
+    System("v_net_all", "V-Net", "supervised", all_labeled=True, unlabeled=False),
 )
 SYSTEMS = {system.key: system for system in _ROWS}
-TABLES = {
-    "table1": ("dtml_dis", "dtml", "dtml_both"),
-    "table2": ("v_net", "m_d", "dtml_labeled"),  # the paper's M_s row is its V-Net row, digit for digit
-    "table3": (
-        "v_net_all",
-        "v_net",
-        "m_d",
-        "asdnet",
-        "tcse",
-        "ua_mt",
-        "dtc",
-        "sassnet",
-        "double_uncertainty",
-        "dtml",
-    ),
+BASELINES = ("v_net", "m_d")  # labels only, with either head
+_RIVALS = ("asdnet", "tcse", "ua_mt", "dtc", "sassnet", "double_uncertainty")
+TABLES = {  # rows in the paper's order; "M_d only" stands in all of them, in the paper only in Table 2
+    "table1": ("m_d", "dtml_dis", "dtml", "dtml_both"),
+    "table2": (*BASELINES, "dtml_labeled"),
+    "table3": ("v_net_all", *BASELINES, *_RIVALS, "dtml"),
+}
+TITLES = {
+    "table1": "DTML by the supervision of M_d: L_dis, L_mask (the row DTML), or both",
+    "table2": "DTML without unlabeled scans; the paper's row of M_s repeats its V-Net figure for figure",
+    "table3": "Semi-supervised methods",
+}
+PAIRS = {  # (first, second): the statistics beside a table are of second - first
+    "table1": (("dtml_dis", "dtml"), ("dtml_both", "dtml")),
+    "table2": tuple((key, "dtml_labeled") for key in BASELINES),
+    "table3": tuple((key, other) for key in BASELINES for other in (*_RIVALS, "dtml")),
+}
+PAIRED_METRICS = {  # in Table 2 as in the paper; in Table 3 the one that it ranks by, or there would be 56 lines
+    "table1": ("dice", "jaccard", "asd_vox", "hd95_vox"),
+    "table2": ("dice", "jaccard", "asd_vox", "hd95_vox"),
+    "table3": ("dice",),
 }
 FIGURE = ("v_net", "dtml")

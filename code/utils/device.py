@@ -1,8 +1,10 @@
 """Where and how networks are computed: device, precision, memory format."""
 
+import platform
 import resource
 from argparse import Namespace
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -55,3 +57,15 @@ def peak_memory_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB
+
+
+def machine(device: torch.device) -> dict[str, str | int | None]:
+    """What computes: processor, threads and GPU, to be read beside seconds."""
+    cpuinfo = Path("/proc/cpuinfo")  # Linux; elsewhere, and on ARM, the general name must do
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": models[0] if models else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+    }

@@ -91,5 +91,5 @@ def attention_dice_loss(prob: Tensor, label: Tensor, beta: float) -> Tensor:
     overlap, total = (found * truth).sum(dim=2), (found + truth).sum(dim=2)  # (B, 2)
     weight = truth.sum(dim=2).clamp_min(1).square().reciprocal()
     dice = 2 * (weight * overlap).sum(dim=1) / (weight * total).sum(dim=1)  # (B,)
-    attention = (1 - (2 * overlap + SMOOTH) / (total + SMOOTH)).mean(dim=1).clamp_min(0).detach() ** beta
+    attention = (1 - (2 * overlap + SMOOTH) / (total + SMOOTH)).mean(dim=1).detach() ** beta
     return (attention * (1 - dice)).mean()

@@ -176,9 +176,16 @@ def test_zoomed_region_of_a_volume_just_large_enough_for_the_patch():
         assert crop.shape == PATCH and np.isfinite(crop).all() and crop.min() >= volume.min() - 1e-4
 
 
-def test_one_slice():
+@pytest.mark.parametrize(
+    "transform",
+    [
+        Transform((2, 2, 0), (13, 13, 1), (10, 10, 1), 1, 0, 0.9, 0.1),
+        Transform((2, 5, 0), (11, 1, 1), (10, 1, 1), 0, None, 0.9, 0.0),
+        Transform((5, 2, 0), (1, 11, 1), (10, 1, 1), 3, 1, 0.9, 0.0),
+    ],
+)
+def test_one_slice(transform):
     volume = numbered((20, 20, 1))
-    transform = Transform((2, 2, 0), (13, 13, 1), (10, 10, 1), 1, 0, 0.9, 0.1)
     np.testing.assert_allclose(apply_transform(transform, reader(volume)), sampled(volume, transform), atol=1e-3)
 
 

@@ -97,7 +97,14 @@ def test_batch_is_a_function_of_seed_and_iteration(root):
     assert_same(batches[5], last)
     assert_same(batches[2], stream[2])
     assert not torch.equal(batches[0].image, batches[1].image)
-    assert not torch.equal(batches[0].image, make_stream(root, seed=1338, **STRONG)[0].image)
+
+
+def test_seed_changes_crops_and_order(root):
+    one = {"labeled": ["L0"], "unlabeled": [], "batch_size": 1, "labeled_bs": 1}
+    assert not torch.equal(make_stream(root, seed=1, **one)[0].image, make_stream(root, seed=2, **one)[0].image)
+    orders = {tuple(stream_case(UNLABELED, seed, 1, i) for i in range(7)) for seed in range(5)}
+    assert len(orders) == 5
+    assert stream_case(UNLABELED, 1, 0, 0) == stream_case(UNLABELED, 1, 0, 0)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
@@ -149,7 +156,8 @@ def test_no_two_random_keys_give_the_same_numbers(root, monkeypatch):
     for iteration in range(20):
         stream[iteration]
     states = {tuple(np.random.SeedSequence(key).generate_state(4)) for key in keys}
-    assert len(states) == len(keys) >= 20 * 5 + 8  # a key per crop and per pass
+    passes = 40 / len(LABELED) + -(-60 // len(UNLABELED))
+    assert len(states) == 20 * 5 + passes  # one for every crop and one for every pass
 
 
 def test_image_and_label_get_the_same_crop(root):

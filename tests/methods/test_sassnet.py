@@ -110,7 +110,9 @@ def test_the_weight_goes_by_both_its_names(tiny_options):
     assert weight == 0.5 * rampup(ITERATION, 200)
 
 
-@pytest.mark.parametrize("flags", [["--unlabelnum", "0"], ["--batch_size", "2", "--labeled_bs", "2"]])
+@pytest.mark.parametrize(
+    "flags", [["--unlabelnum", "0", "--labeled_bs", "2"], ["--batch_size", "2", "--labeled_bs", "2"]]
+)
 def test_without_unlabeled_cases_it_says_so(tiny_options, flags):
     with pytest.raises(InputError, match="unlabeled"):
         SASSNet(tiny_options("sassnet", *flags))

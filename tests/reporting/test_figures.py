@@ -181,8 +181,8 @@ def test_wrong_shape_raises_and_writes_nothing(tmp_path, image):
 
 def test_window_leaves_out_the_tails():
     image = np.arange(1001.0).reshape(7, 11, 13)
-    assert figures._window(image) == pytest.approx((10.0, 995.0))
-    assert figures._window(np.full((2, 2, 2), 3.0)) == (3.0, 4.0)
+    assert figures.gray_window(image) == pytest.approx((10.0, 995.0))
+    assert figures.gray_window(np.full((2, 2, 2), 3.0)) == (3.0, 4.0)
 
 
 def test_nothing_is_left_in_pyplot_and_threads_agree(tmp_path, image):

@@ -145,7 +145,8 @@ def test_attention_dice_of_empty_and_full_crops():
         prob = torch.full_like(label, 0.5).requires_grad_()
         loss = attention_dice_loss(prob, label, 2)
         loss.backward()
-        assert 0 < loss.item() < 1
+        # Weights 1/16 and, for the class that is not there, 1: dice 2 (2/16) / (6/16 + 2), dsc (2/3 + 0) / 2.
+        assert loss.item() == pytest.approx((1 - 1 / 3) ** 2 * (1 - 0.25 / 2.375), rel=1e-4)
         assert ((prob.grad > 0) == (label == 0)).all() and torch.isfinite(prob.grad).all()
 
 
