@@ -1,5 +1,7 @@
 """The only training loop: batch, turns (terms, sum, backward, step), after_step; log, save, resume."""
 
+import dataclasses
+import math
 import signal
 import statistics
 import time
@@ -22,8 +24,11 @@ from utils.errors import InputError
 from utils.journal import Journal
 from utils.schedules import learning_rate
 
-WARM_UP = 5  # iterations that do not count for the printed step time
-TIMED = 20  # iterations after which the step time is printed
+# Iterations that do not count for the printed step time, and those after which it is printed. A CPU has little to
+# warm up, and with large settings its user should not wait an hour to learn that the run will take days.
+PACE = {"cuda": (5, 20), "cpu": (1, 4)}
+DAY = 24 * 3600  # seconds
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(Exception):
@@ -51,14 +56,12 @@ class Engine:
 
     # --- training
 
-    def train(self, journal: Journal) -> None:
+    def train(self, store: CaseStore, journal: Journal) -> None:
         """Train up to --max_iterations. A signal saves the run and raises `Stopped`."""
-        store = CaseStore(self.options, self.split.labeled, self.split.unlabeled)
-        for notice in store.notices:
-            journal.say(notice)
         stream = BatchStream(self.options, store, self.split.labeled, self.split.unlabeled)
         loader = make_loader(stream, self.iteration, self.options.num_workers, self.device.type == "cuda")
-        handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        loader.worker_init_fn = _ignore_signals
+        handlers = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
         try:
             self._loop(loader, journal)
         finally:
@@ -71,43 +74,44 @@ class Engine:
 
     def _loop(self, loader, journal: Journal) -> None:
         options, total = self.options, self.options.max_iterations
-        bar = tqdm(initial=self.iteration, total=total, unit="it", disable=None, dynamic_ncols=True)
-        tick = time.perf_counter()
-        for batch in loader:
-            wait = time.perf_counter() - tick
-            batch = batch.to(self.device, memory_format(self.device, options.amp))
-            values = self.step(batch)
-            step_seconds = time.perf_counter() - tick
-            self.seconds += step_seconds
-            bar.update()
-            self._announce_pace(step_seconds, journal)
-            if self._due(options.log_every):
-                journal.scalars(self.iteration, {**values, "step_seconds": step_seconds, "data_wait": wait})
-            if self._due(options.image_every):
-                journal.image(self.iteration, "training", self._picture(batch))
-            if self.split.validation and self._due(options.val_every):
-                self._validate(journal)
-            if self._due(options.save_every) or self._signal:
-                self.save(runs.LAST)
-            if self._signal:
-                raise Stopped(self._signal)
+        with tqdm(initial=self.iteration, total=total, unit="it", disable=None, dynamic_ncols=True) as bar:
             tick = time.perf_counter()
-        bar.close()
+            for batch in loader:
+                wait = time.perf_counter() - tick
+                batch = batch.to(self.device, memory_format(self.device, options.amp))
+                values = self.step(batch)
+                step_seconds = time.perf_counter() - tick
+                self.seconds += step_seconds
+                bar.update()
+                self._announce_pace(step_seconds, journal)
+                if self._due(options.log_every):
+                    journal.scalars(self.iteration, {**values, "step_seconds": step_seconds, "data_wait": wait})
+                if self._due(options.image_every):
+                    journal.image(self.iteration, "training", self._picture(batch))
+                if self.split.validation and self._due(options.val_every):
+                    self._validate(journal)
+                stop = self._signal  # read once: one that arrives during the next lines must not skip the save
+                if stop or self._due(options.save_every):
+                    journal.write_curves()
+                    self.save(runs.LAST)
+                if stop:
+                    raise Stopped(stop)
+                tick = time.perf_counter()
 
     def _due(self, every: int) -> bool:
         return bool(every) and (self.iteration % every == 0 or self.iteration == self.options.max_iterations)
 
-    def step(self, batch: Batch) -> dict[str, float]:
+    def step(self, batch: Batch) -> dict[str, float | Tensor]:
         """One iteration: every turn in order, then `after_step`. Returns the numbers for the curves."""
         self.method.train()
         self.method.monitor.clear()
         rate = learning_rate(self.iteration, self.options)
-        values: dict[str, float] = {"learning_rate": rate}
+        values: dict[str, float | Tensor] = {"learning_rate": rate}
         for turn in self.turns:
             values |= self._take_turn(turn, batch, rate)
         self.method.after_step(self.iteration)
         self.iteration += 1
-        return values | {name: float(value) for name, value in self.method.monitor.items()}
+        return values | self.method.monitor
 
     def _take_turn(self, turn: Turn, batch: Batch, rate: float) -> dict[str, float]:
         self._open_gradients(turn)
@@ -116,14 +120,15 @@ class Engine:
                 group["lr"] = rate
         with precision(self.device, self.options.amp):
             terms = turn.step(batch, self.iteration)
-        total = torch.stack([term.float() for term in terms.values()]).sum()
-        if not torch.isfinite(total):
-            raise self._not_finite(terms, batch)
+        losses = torch.stack([term.float() for term in terms.values()])
+        values = dict(zip(terms, losses.tolist(), strict=True))  # the only time in a turn that the CPU waits for a GPU
+        if not math.isfinite(sum(values.values())):
+            raise self._not_finite(values, batch)
         turn.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(total).backward()
+        self.scaler.scale(losses.sum()).backward()
         self.scaler.step(turn.optimizer)
         self.scaler.update()
-        return {f"loss/{name}": float(term.detach()) for name, term in terms.items()}
+        return {f"loss/{name}": value for name, value in values.items()}
 
     def _open_gradients(self, turn: Turn) -> None:
         if len(self.turns) == 1:
@@ -133,28 +138,35 @@ class Engine:
             for parameter in (p for group in other.optimizer.param_groups for p in group["params"]):
                 parameter.requires_grad_(id(parameter) in own)
 
-    def _not_finite(self, terms: dict[str, Tensor], batch: Batch) -> InputError:
-        bad = ", ".join(f"{name} = {float(term.detach())}" for name, term in terms.items())
+    def _not_finite(self, losses: dict[str, float], batch: Batch) -> InputError:
+        bad = ", ".join(f"{name} = {value:g}" for name, value in losses.items())
+        cases = ", ".join(batch.cases)
+        return InputError(
+            f"the loss is not finite in iteration {self.iteration + 1} ({bad}; cases {cases}); {self._way_back()}"
+        )
+
+    def _way_back(self) -> str:
         last = self.folder / runs.LAST
         saved = f"the last good checkpoint is {last}" if last.exists() else "nothing was saved yet"
-        return InputError(
-            f"the loss is not finite in iteration {self.iteration + 1} ({bad}; cases {', '.join(batch.cases)}); "
-            f"{saved}; lower --base_lr or try --amp off"
-        )
+        return f"{saved}; lower --base_lr or try --amp off"
 
     # --- what people look at
 
     def _announce_pace(self, step_seconds: float, journal: Journal) -> None:
         self._step_seconds.append(step_seconds)
-        if len(self._step_seconds) != TIMED:
+        warm_up, timed = PACE[self.device.type]
+        if len(self._step_seconds) != timed:
             return
-        pace = statistics.median(self._step_seconds[WARM_UP:])
-        left = timedelta(seconds=round(pace * (self.options.max_iterations - self.iteration)))
+        pace = statistics.median(self._step_seconds[warm_up:])
+        seconds = pace * (self.options.max_iterations - self.iteration)
+        left = timedelta(seconds=round(seconds))
         end = (datetime.now() + left).strftime("%Y-%m-%d %H:%M")
         journal.say(
             f"{pace:.2f} s per iteration; {left} left, until about {end}; "
             f"peak memory {peak_memory_gib(self.device):.1f} GiB"
         )
+        if self.device.type == "cpu" and seconds > DAY and self.options.preset != "cpu":
+            journal.say(f"that is {seconds / DAY:.1f} days: these settings are made for a GPU, --preset cpu for a CPU")
 
     @torch.no_grad()
     def _picture(self, batch: Batch):
@@ -178,11 +190,15 @@ class Engine:
     # --- checkpoints
 
     def save(self, name: str) -> None:
-        """Write everything that a resumed run needs, whole or not at all."""
+        """Write everything that a resumed run needs, whole or not at all; never weights that are not finite."""
+        networks = self.method.state_dict()
+        bad = [key for key, value in networks.items() if value.is_floating_point() and not value.isfinite().all()]
+        if bad:
+            raise InputError(f"{bad[0]} is not finite after iteration {self.iteration}; {self._way_back()}")
         runs.save_checkpoint(
             self.folder / name,
             {
-                "networks": self.method.state_dict(),
+                "networks": networks,
                 "optimizers": [turn.optimizer.state_dict() for turn in self.turns],
                 "scaler": self.scaler.state_dict(),
                 "iteration": self.iteration,
@@ -191,6 +207,7 @@ class Engine:
                 "machine": machine(self.device),
                 "best_val": self.best_val,
                 "options": vars(self.options),
+                "cases": dataclasses.asdict(self.split),
                 "rng": runs.rng_state(),
             },
         )
@@ -200,7 +217,8 @@ class Engine:
         load_networks(self.method, state, self.folder / runs.LAST)
         for turn, saved in zip(self.turns, state["optimizers"], strict=True):
             turn.optimizer.load_state_dict(saved)
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty unless the run was in fp16
+            self.scaler.load_state_dict(state["scaler"])
         self.iteration, self.seconds, self.best_val = state["iteration"], state["seconds"], state["best_val"]
         self.peak_memory = state.get("peak_memory_gib", 0.0)
         runs.restore_rng(state["rng"])
@@ -213,6 +231,12 @@ def load_networks(method: nn.Module, state: dict[str, Any], path: Path) -> None:
     except RuntimeError:
         was = {key: state["options"].get(key) for key in ("method", "n_filters", "norm")}
         raise InputError(f"{path} does not fit the networks of this run: it was trained with {was}") from None
+
+
+def _ignore_signals(worker: int) -> None:
+    """Ctrl-C, `timeout` and schedulers signal a whole group of processes; loader workers leave that to the engine."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _array(tensor: Tensor):

@@ -36,7 +36,10 @@ from utils.metrics import evaluate, largest_component, summarise, verify_against
 
 POSTS = {"none": lambda mask: mask, "lcc": largest_component}
 CHECKPOINTS = {"last": runs.LAST, "best_val": runs.BEST_VAL}
+SAME_SETTING = "the paper's row, for the same lists, preset and number of labels"
 NOT_COMPARABLE = "the paper's full-scale figures on the official 20 cases: another setting, not comparable"
+OFFICIAL = flags.REPOSITORY / "data" / "LA"  # its lists are the official ones, whatever --root_path holds
+OF_THE_MACHINE = ("device", "gpu", "compile", "model_path")  # a test does not take these from the training
 PACKAGES = ("torch", "numpy", "scipy", "edt")  # whose versions are written beside the scores
 
 
@@ -57,25 +60,27 @@ def make_parser() -> ArgumentParser:
     return parser
 
 
-def parse_options(argv: Sequence[str] | None, trained: dict[str, Any]) -> Namespace:
+def parse_options(argv: Sequence[str] | None, exp: str, trained: dict[str, Any]) -> Namespace:
     """Options of one run: by hand > --compat by hand > those of its training."""
     parser = make_parser()
-    compat, _ = parser.parse_known_args(argv)
-    kept = {key: value for key, value in trained.items() if key not in ("device", "gpu", "compile", "model_path")}
-    flags.layer_defaults(parser, kept, flags.COMPAT.get(compat.compat, {}))
-    return Namespace(**{**trained, **vars(parser.parse_args(argv))})
+    compat = parser.parse_args(argv).compat
+    kept = {key: value for key, value in trained.items() if key not in OF_THE_MACHINE}
+    flags.layer_defaults(parser, kept, flags.COMPAT.get(compat, {}))
+    options = Namespace(**{**trained, **vars(parser.parse_args(argv)), "exp": exp})
+    flags.require_values(options)
+    return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Score every run that was asked for; returns the exit status."""
     asked = make_parser().parse_args(argv)
+    folders = {exp: runs.existing_run(asked.model_path, exp) for exp in asked.exp}
     reported = {}
-    for exp in asked.exp:
-        folder = runs.existing_run(asked.model_path, exp)
+    for exp, folder in folders.items():
         state = runs.load_checkpoint(folder / CHECKPOINTS[asked.weights])
-        options = parse_options(argv, state["options"])
+        options = parse_options(argv, exp, state["options"])
         scores, head = score_run(folder, state, options)
-        print_run(exp, scores, head, options, state)
+        print_run(scores, head, options, state)
         reported[f"{exp} ({head}, {options.post})"] = pick(scores, head, options.post)
     if len(reported) > 1:
         print(f"\n{comparison_table(reported)}")
@@ -83,8 +88,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def score_run(folder: Path, state: dict[str, Any], options: Namespace) -> tuple[list[Score], str]:
-    """Score one run and write metrics.csv, metrics.json, predictions and figures into its folder."""
-    cases = cases_to_test(options)
+    """Score one run and write metrics.csv, metrics.json, predictions and figures into its folder.
+
+    Nothing is written unless every case is sound.
+    """
+    cases = sound_cases(options, state)
     device = pick_device(options)
     method = METHODS[options.method](Namespace(**state["options"]))
     load_networks(method, state, folder / CHECKPOINTS[options.weights])
@@ -98,6 +106,26 @@ def score_run(folder: Path, state: dict[str, Any], options: Namespace) -> tuple[
     tested = {"test_seconds": time.perf_counter() - start, "test_machine": machine(device)}
     write_scores(folder, scores, head, options, state, tested)
     return scores, head
+
+
+def sound_cases(options: Namespace, state: dict[str, Any]) -> list[str]:
+    """The test list, none of whose cases may be damaged or known from training."""
+    cases = cases_to_test(options)
+    known = [case for case in cases if case in set(cases_of_training(state))]
+    if known:
+        raise InputError(
+            f"{len(known)} cases of the test list, {known[0]} the first, were in the training of {options.exp}; "
+            "name another list with --test_list or --split"
+        )
+    for case in cases:
+        if faults := la_heart.find_faults(flags.repository_path(options.root_path), case):
+            raise InputError(faults[0])
+    return cases
+
+
+def cases_of_training(state: dict[str, Any]) -> list[str]:
+    """All cases that a run has seen, labeled ones first."""
+    return [case for group in ("labeled", "validation", "unlabeled") for case in state.get("cases", {}).get(group, [])]
 
 
 def score_case(
@@ -151,6 +179,7 @@ def write_scores(
         **tested,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "options": vars(options),
+        "trained_on": state.get("cases"),
         "summary": {f"{kind[0]}/{kind[1]}": summarise(pick(scores, *kind)) for kind in kinds},
         "cases": scores,
     }
@@ -168,21 +197,23 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def print_run(exp: str, scores: list[Score], head: str, options: Namespace, state: dict[str, Any]) -> None:
+def print_run(scores: list[Score], head: str, options: Namespace, state: dict[str, Any]) -> None:
     """Tables for the terminal: the reported output per case, all outputs, the paper's figures."""
-    print(f"\n{exp}: output {head}, post-processing {options.post}, iteration {state['iteration']}\n")
+    print(f"\n{options.exp}: output {head}, post-processing {options.post}, iteration {state['iteration']}\n")
     print(case_table(scores, head, options.post))
     print(f"\nall outputs, with (lcc) and without (none) the largest-component filter\n\n{summary_table(scores)}")
     row = paper_row(options)
     if row is not None:
-        heading = "as printed" if is_paper_setting(options) else NOT_COMPARABLE
+        heading = SAME_SETTING if is_paper_setting(scores, options, state) else NOT_COMPARABLE
         print(f"\n{heading}\n\n{printed_table(row)}")
 
 
-def is_paper_setting(options: Namespace) -> bool:
-    """Whether the paper's figures may stand beside these: its preset, its lists, its number of labels."""
-    lists = options.split == "official" and not (options.train_list or options.test_list or options.labeled_list)
-    return options.preset == "paper" and lists and printed_row(*_row_key(options)) is not None
+def is_paper_setting(scores: list[Score], options: Namespace, state: dict[str, Any]) -> bool:
+    """Whether the paper's figures may stand beside these: its preset, its cases, its number of labels."""
+    train, test = (la_heart.scan_list(OFFICIAL / name, "")[0] for name in ("train.list", "test.list"))
+    trained = cases_of_training(state)
+    same_cases = trained == train[: len(trained)] and {score["case"] for score in scores} == set(test)
+    return options.preset == "paper" and bool(trained) and same_cases and printed_row(*_row_key(options)) is not None
 
 
 def paper_row(options: Namespace) -> PrintedRow | None:

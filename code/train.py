@@ -1,30 +1,37 @@
 """Train any method: parse, build, hand over to the engine."""
 
+import contextlib
+import dataclasses
 import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from dataloaders import la_heart
+from dataloaders.batch import CaseStore
 from dataloaders.split import Split, training_split
 from engine import Engine, Stopped
 from methods import METHODS
 from methods.base import Method
 from utils import runs
-from utils.device import pick_device
+from utils.device import pick_device, set_determinism
 from utils.errors import InputError, run_script
 from utils.journal import Journal
 from utils.options import parse_in_two_strides, repository_path
 
 SIGNAL_EXIT = 128  # exit status of a run that a signal stopped: 128 + its number, as shells count
+LESS_MEMORY = "lower --batch_size, --patch_size or --n_filters, or give --amp bf16"
 
 
 def parse_options(argv: Sequence[str] | None = None, method: str | None = None) -> Namespace:
-    """All flags of a training, checked and resolved."""
-    options = parse_in_two_strides(argv, __doc__.splitlines()[0], METHODS, method)
+    """All flags of a training, checked and resolved; with --resume those of the run."""
+    options, by_hand = parse_in_two_strides(argv, __doc__.splitlines()[0], METHODS, method)
     options.exp = options.exp or runs.default_exp(options)
-    return options
+    return runs.resumed_options(options, by_hand)
 
 
 def settle(options: Namespace) -> Split:
@@ -36,50 +43,105 @@ def settle(options: Namespace) -> Split:
 
 
 def train(options: Namespace) -> int:
-    """Train a run from its options. Returns the exit status."""
+    """Train a run from its options. Returns the exit status.
+
+    Whatever can be wrong with flags, lists and scans shows before the run's folder is touched.
+    """
+    folder = runs.claim_run(options)
     split = settle(options)
     device = pick_device(options)
     runs.seed_everything(options.seed)
-    torch.use_deterministic_algorithms(options.deterministic)
+    set_determinism(options.deterministic)
     method = METHODS[options.method](options)
-    notices = _load_pretrained(method, options)
-    folder = runs.prepare_run(options)
-    state = runs.load_checkpoint(folder / runs.LAST) if (folder / runs.LAST).exists() else None
+    state = _load_state(folder, options, split)
+    notices = _load_pretrained(method, options) if state is None else []
+    store = CaseStore(options, split.labeled, split.unlabeled)
+    _check_unread(store, split)
+    runs.prepare_run(folder, options.overwrite)
     engine = Engine(options, method, split, folder, device)
     if state is not None:
         engine.load(state)
     runs.write_json(folder / runs.OPTIONS, vars(options))
     journal = Journal(folder, engine.iteration)
-    journal.say(
-        f"{options.exp}: {len(split.labeled)} labeled and {len(split.unlabeled)} unlabeled cases"
-        + (f", {len(split.validation)} for validation" if split.validation else "")
-        + (f"; resumed at iteration {engine.iteration}" if state is not None else "")
-    )
-    for notice in notices:
-        journal.say(notice)
     try:
-        engine.train(journal)
+        for line in [*_describe(engine, split), *notices, *store.notices]:
+            journal.say(line)
+        engine.train(store, journal)
+        journal.say(f"done: {engine.iteration} iterations in {engine.seconds:.0f} s; next: {_test_command(options)}")
     except Stopped as stop:
         journal.say(f"stopped and saved at iteration {engine.iteration}; continue with --resume")
         return SIGNAL_EXIT + stop.number
-    except InputError as error:
-        journal.say(f"stopped: {error}")
-        raise
+    except (InputError, torch.OutOfMemoryError) as error:
+        message = error if isinstance(error, InputError) else f"{device} is out of memory; {LESS_MEMORY}"
+        with contextlib.suppress(InputError):  # what stopped the run may keep the log from being written, too
+            journal.say(f"stopped: {message}")
+        raise InputError(str(message)) from error
     finally:
         journal.close()
-    print(
-        f"done: {engine.iteration} iterations in {engine.seconds:.0f} s; next: test with",
-        _test_command(options),
-    )
     return 0
 
 
+def _load_state(folder: Path, options: Namespace, split: Split) -> dict[str, Any] | None:
+    """The checkpoint to continue from; None for a fresh start."""
+    if not (options.resume and (folder / runs.LAST).exists()):
+        return None
+    state = runs.load_checkpoint(folder / runs.LAST)
+    cases = dataclasses.asdict(split)
+    if state.get("cases", cases) != cases:
+        raise InputError(
+            f"the lists name other cases than when run {options.exp} was started; "
+            "restore them (--root_path, --train_list, --labeled_list) or give another --exp"
+        )
+    return state
+
+
 def _load_pretrained(method: Method, options: Namespace) -> list[str]:
-    """Published weights, unless the run continues; before its folder is touched, so that a bad file costs nothing."""
-    saved = (runs.run_folder(options.model_path, options.exp) / runs.LAST).exists()
-    if not options.pretrained or (saved and options.resume and not options.overwrite):
+    """Published weights, where --pretrained asks for them; a sentence on each network."""
+    if not options.pretrained:
         return []
     return method.load_pretrained([repository_path(name.strip()) for name in options.pretrained.split(",")])
+
+
+def _check_unread(store: CaseStore, split: Split) -> None:
+    """Look for faults in what the store has not decoded: validation cases and, with --cache none, all images."""
+    for case in [*split.validation, *([] if store.in_memory else [*split.labeled, *split.unlabeled])]:
+        la_heart.read_image(store.root, case)
+    for case in split.validation:
+        la_heart.read_label(store.root, case)
+
+
+def _describe(engine: Engine, split: Split) -> list[str]:
+    """The resolved settings of a run, for its log."""
+    options, device = engine.options, engine.device
+    size = sum(parameter.numel() for parameter in engine.method.parameters() if parameter.requires_grad)
+    patch = " x ".join(map(str, options.patch_size))
+    threads = f" with {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    return [
+        f"{options.exp}: {options.method}, {len(split.labeled)} labeled and {len(split.unlabeled)} unlabeled cases"
+        + (f", {len(split.validation)} for validation" if split.validation else "")
+        + (f"; resumed at iteration {engine.iteration}" if engine.iteration else ""),
+        f"batches of {options.labeled_bs} labeled and {options.batch_size - options.labeled_bs} unlabeled crops of "
+        f"{patch}; {size:,} trainable parameters; {device}{threads}, amp {options.amp}",
+        f"{options.max_iterations} iterations: {_rate_course(options)}{_ramp_course(options)}; "
+        f"a checkpoint every {options.save_every}",
+    ]
+
+
+def _rate_course(options: Namespace) -> str:
+    course = {
+        "steps": f"times {options.lr_gamma:g} every {options.lr_step}",
+        "cosine": "falling to 0 as a cosine",
+        "constant": "constant",
+    }[options.lr_schedule]
+    warm_up = f" after {options.warmup} of warm-up" if options.warmup else ""
+    return f"{options.optimizer}, rate {options.base_lr:g} {course}{warm_up}"
+
+
+def _ramp_course(options: Namespace) -> str:
+    """For methods with a consistency term."""
+    if "consistency" not in options:
+        return ""
+    return f"; consistency rising to {options.consistency:g} over {options.ramp_iterations:g}"
 
 
 def _test_command(options: Namespace) -> str:

@@ -21,7 +21,7 @@ from utils.ema import Teacher, add_teacher_arguments
 from utils.errors import InputError
 from utils.losses import dice_ce_loss, foreground_prob, masked_mean
 
-KINDS = ("turn", "flip", "zoom")
+KINDS = ("zoom", "turns", "flips")  # the fields of Transformation
 PLANE = (1, 2)  # in-plane axes of (C, W, H, D)
 SLACK = 1e-5  # of half the field of view: rounding at its border
 
@@ -58,17 +58,16 @@ def _zoom(volume: Tensor, factor: float) -> tuple[Tensor, Tensor]:
 
 
 def draw_transformation(shape: torch.Size, kinds: Collection[str], zoom: float) -> Transformation:
-    """A random pi for a volume (..., W, H, D): equally likely turns, each flip with 1/2, factor in [1 - zoom, 1 + zoom].
+    """A random pi for a volume (..., W, H, D): any turn, each flip or not, a factor in [1 - zoom, 1 + zoom].
 
-    A plane that is not square is only turned by 180 degrees. Draws are on the CPU, the same for any `kinds`.
+    A plane that is not square is only turned by 180 degrees. What `kinds` leaves out is the identity.
     """
     step = 1 if shape[-3] == shape[-2] else 2
     turns = step * int(torch.randint(4 // step, ()))
     flips = tuple(axis for axis, heads in zip(PLANE, torch.rand(2) < 0.5, strict=True) if heads)
     factor = 1 + zoom * (2 * float(torch.rand(())) - 1)
-    return Transformation(
-        factor if "zoom" in kinds else 1.0, turns if "turn" in kinds else 0, flips if "flip" in kinds else ()
-    )
+    drawn = {"zoom": factor, "turns": turns, "flips": flips}
+    return Transformation(**{name: value for name, value in drawn.items() if name in kinds})
 
 
 class TCSE(ConsistencyMethod):

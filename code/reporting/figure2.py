@@ -29,9 +29,10 @@ from utils.errors import InputError
 from utils.runs import atomic
 
 TRUTH = "ground truth"
+CONTOURS = {TRUTH: (figures.LABEL_COLOR, 1.8), "prediction": (figures.PREDICTION_COLORS[0], 0.8)}  # points
 DPI = 200
 COLUMN, GUTTER, HEAD, CAPTION, FOOT, GAP = 2.1, 0.3, 0.3, 0.22, 0.5, 0.08  # inches
-MAX_FACES = 8000  # of one surface, before those that look away are left out
+FACES = 200_000  # of all surfaces together, before those that look away are left out: a PDF of 2 to 4 MB
 SMOOTHING_VOX = 0.8  # sd of the Gaussian that takes the steps off a mask; below a voxel, so that thin veins stay
 BORDER_VOX = 6  # around a mask, so that its surface is closed: more than the Gaussian and any step reach
 ELEVATION = np.deg2rad(20)
@@ -82,7 +83,8 @@ def load_case(root: Path, case: str, predictions: Mapping[str, Path], title: str
 def write_figure(cases: Sequence[Case], path: Path) -> list[Path]:
     """Write `<path>.png` and `<path>.pdf`: a row per case, a column per system. All cases have the same systems."""
     names = [TRUTH, *cases[0].masks]
-    surfaces = [case_surfaces(case) for case in cases]
+    faces = FACES // (len(cases) * len(names))
+    surfaces = [case_surfaces(case, faces) for case in cases]
     figure, grid = _layout(cases, surfaces, len(names))
     for case, shown, (slices, solids) in zip(cases, surfaces, grid, strict=True):
         _draw_slices(slices, case)
@@ -103,49 +105,52 @@ def write_figure(cases: Sequence[Case], path: Path) -> list[Path]:
 # --- surfaces
 
 
-def case_surfaces(case: Case) -> list[Surface | None]:
-    """The surface of the label, then of each prediction; None for an empty mask."""
+def case_surfaces(case: Case, faces: int) -> list[Surface | None]:
+    """The surface of the label, then of each prediction; None for an empty mask. Args: faces, see `mesh`."""
     shell = case.label & ~ndimage.binary_erosion(case.label)
-    distance = ndimage.distance_transform_edt(~shell, case.spacing_mm)  # mm; of no use without a label
-    expert = visible_surface(case.label, case.spacing_mm, None)
-    judge = distance if case.label.any() else None
-    return [expert, *(visible_surface(mask, case.spacing_mm, judge) for mask in case.masks.values())]
+    distance = ndimage.distance_transform_edt(~shell, case.spacing_mm) if shell.any() else None  # mm
+    expert = visible_surface(case.label, case.spacing_mm, faces)
+    return [expert, *(visible_surface(mask, case.spacing_mm, faces, distance) for mask in case.masks.values())]
 
 
-def visible_surface(mask: np.ndarray, spacing_mm: Sequence[float], distance: np.ndarray | None) -> Surface | None:
-    """What is seen of a mask, (W, H, D) boolean.
+def visible_surface(
+    mask: np.ndarray, spacing_mm: Sequence[float], faces: int, distance: np.ndarray | None = None
+) -> Surface | None:
+    """What is seen of a mask, (W, H, D) boolean, from the viewer's side.
 
     Args: distance, (W, H, D), mm, gives each face its colour; None is distance 0 everywhere.
     """
     if not mask.any():
         return None
-    corners = mesh(mask, spacing_mm) @ VIEW.T  # (F, 3 corners, right/up/to the viewer)
-    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    facing = normals[:, 2] > 0
-    corners, normals = corners[facing], normals[facing]
+    corners, normals = (vectors @ VIEW.T for vectors in mesh(mask, spacing_mm, faces))
+    tilt = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])[:, 2]
     order = np.argsort(corners[:, :, 2].mean(axis=1))
+    order = order[tilt[order] > 0]
     corners, normals = corners[order], normals[order]
-    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
     brightness = AMBIENT + (1 - AMBIENT) * np.clip(normals @ LIGHT, 0, 1)
     centres = corners.mean(axis=1) @ VIEW / spacing_mm  # VIEW is a rotation: back to voxels
     far = np.zeros(len(centres)) if distance is None else ndimage.map_coordinates(distance, centres.T, order=1)
     return Surface(corners[:, :, :2], DISTANCES(far / FAR_MM)[:, :3] * brightness[:, None])
 
 
-def mesh(mask: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
-    """Triangles around a mask that is not empty, (F, 3, 3) in mm, at most about MAX_FACES; normals look outwards."""
+def mesh(mask: np.ndarray, spacing_mm: Sequence[float], most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Triangles around a mask that is not empty, (F, 3 corners, 3) in mm, and their normals, (F, 3), outwards.
+
+    The corners of a triangle run counter-clockwise for who looks from outside. The grid is coarsened, up to 5 voxels,
+    until there are at most `most` triangles. Normals are smooth: those of the corners, averaged.
+    """
     corner = [int(np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))[0]) for axis in range(3)]
     (box,) = ndimage.find_objects(mask.astype(np.uint8))
     solid = np.pad(mask[box], BORDER_VOX).astype(np.float32)
     smooth = ndimage.gaussian_filter(solid, SMOOTHING_VOX)
     solid = smooth if smooth.max() > 0.5 else solid  # a few scattered voxels would vanish
     for step in range(1, BORDER_VOX):
-        vertices, faces, _, _ = marching_cubes(solid, 0.5, spacing=tuple(spacing_mm), step_size=step)
-        if len(faces) <= MAX_FACES:
+        vertices, faces, normals, _ = marching_cubes(solid, 0.5, spacing=tuple(spacing_mm), step_size=step)
+        if len(faces) <= most:
             break
-    triangles = vertices[faces] + (np.array(corner) - BORDER_VOX) * spacing_mm
-    volume = np.einsum("fi,fi->", triangles[:, 0], np.cross(triangles[:, 1], triangles[:, 2]))
-    return triangles if volume > 0 else triangles[:, ::-1]
+    triangles = vertices[faces[:, ::-1]] + (np.array(corner) - BORDER_VOX) * spacing_mm
+    mean = normals[faces].mean(axis=1)
+    return triangles, mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-9)
 
 
 # --- drawing
@@ -197,12 +202,13 @@ def _draw_slices(axes: Sequence[Axes], case: Case) -> None:
     for ax, mask in zip(axes, [None, *case.masks.values()], strict=True):
         figures.draw_scan(ax, picture, step, *window)
         ax.set_anchor("C")
-        figures.draw_contour(ax, plane.slice(case.label, index), step, figures.LABEL_COLOR, figures.LABEL_LINE)
-        if mask is not None:
-            color, line = figures.PREDICTION_COLORS[0], figures.PREDICTION_LINE
-            figures.draw_contour(ax, plane.slice(mask, index), step, color, line)
+        for shown, (color, width) in zip((case.label, mask), CONTOURS.values(), strict=True):
+            if shown is not None:
+                figures.draw_contour(ax, plane.slice(shown, index), step, color, width)
     figures.write_edges(axes[0], plane, f"{index + 1}/{case.image.shape[2]}", anatomical=True)
     figures.draw_scale_bar(axes[0])
+    for text in axes[0].texts:
+        text.set_fontsize(7)  # tiles are smaller here than where these come from
 
 
 def _draw_surface(ax: Axes, surface: Surface | None, caption: str) -> None:
@@ -225,26 +231,11 @@ def _write_sides(ax: Axes) -> None:
 def _draw_legend(figure: Figure) -> None:
     """Below everything: whose contours, and what the colours of the surfaces are."""
     width, height = figure.get_size_inches()
-    lines = [
-        Line2D([], [], color=color, linewidth=line)
-        for color, line in (
-            (figures.LABEL_COLOR, figures.LABEL_LINE),
-            (figures.PREDICTION_COLORS[0], figures.PREDICTION_LINE),
-        )
-    ]
-    figure.legend(
-        lines,
-        [TRUTH, "prediction"],
-        loc="lower left",
-        bbox_to_anchor=(GUTTER / width, 0.0),
-        frameon=False,
-        fontsize=8,
-        ncols=2,
-    )
-    bar = figure.add_axes((1 - 2 * COLUMN / width, 0.3 / height, 1.5 * COLUMN / width, 0.08 / height))
-    scale = figure.colorbar(
-        ScalarMappable(Normalize(0, FAR_MM), DISTANCES), cax=bar, orientation="horizontal", extend="max"
-    )
+    lines = [Line2D([], [], color=color, linewidth=line) for color, line in CONTOURS.values()]
+    figure.legend(lines, list(CONTOURS), loc="lower left", bbox_to_anchor=(0, 0), frameon=False, fontsize=8)
+    bar = figure.add_axes((1.4 / width, 0.18 / height, 2.8 / width, 0.08 / height))
+    colors = ScalarMappable(Normalize(0, FAR_MM), DISTANCES)
+    scale = figure.colorbar(colors, cax=bar, orientation="horizontal", extend="max")
     scale.outline.set_linewidth(0.5)
     bar.tick_params(length=2, pad=1, labelsize=7)
-    bar.set_title("distance to the surface of the ground truth [mm]; seen from behind", fontsize=7, pad=3)
+    bar.set_title("surfaces, from behind: distance to the ground truth's [mm]", fontsize=7, pad=3)

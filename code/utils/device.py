@@ -1,5 +1,6 @@
 """Where and how networks are computed: device, precision, memory format."""
 
+import os
 import platform
 import resource
 from argparse import Namespace
@@ -13,10 +14,18 @@ from networks.vnet import VNet
 from utils.errors import InputError
 
 AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+CUBLAS_WORKSPACE = ":4096:8"  # what cuBLAS needs to be deterministic, from its manual
 
 
 def pick_device(options: Namespace, say: Callable[[str], None] = print) -> torch.device:
     """The device that --device and --gpu ask for; without either, the first GPU or the CPU with a notice."""
+    device = _asked_device(options, say)
+    if device.type == "cpu" and options.amp == "fp16":
+        raise InputError("--amp fp16 needs a GPU; on the CPU give --amp bf16 or --amp off")
+    return device
+
+
+def _asked_device(options: Namespace, say: Callable[[str], None]) -> torch.device:
     wants_gpu = options.device == "cuda" or options.gpu is not None
     if wants_gpu and options.device == "cpu":
         raise InputError(f"--device cpu and --gpu {options.gpu} contradict each other; give one of them")
@@ -24,13 +33,23 @@ def pick_device(options: Namespace, say: Callable[[str], None] = print) -> torch
     if wants_gpu:
         index = options.gpu or 0
         if not 0 <= index < count:
-            raise InputError(f"--gpu {index} was asked for, but {count} usable GPUs were found; try --device cpu")
+            asked = "--device cuda" if options.gpu is None else f"--gpu {index}"
+            raise InputError(f"{asked} was asked for, but {count} usable GPUs were found; try --device cpu")
         return torch.device("cuda", index)
     if options.device is None and count:
         return torch.device("cuda", 0)
     if options.device is None:
         say("no GPU found: computing on the CPU")
     return torch.device("cpu")
+
+
+def set_determinism(deterministic: bool) -> None:
+    """With --deterministic only kernels that repeat exactly; without, cuDNN picks the fastest for each shape."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACE)
+    if torch.are_deterministic_algorithms_enabled() != deterministic:  # setting it takes seconds, for its imports
+        torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
 
 
 def memory_format(device: torch.device, amp: str) -> torch.memory_format:

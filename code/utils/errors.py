@@ -3,19 +3,34 @@
 import sys
 from collections.abc import Callable
 
+BAD_INPUT = 2  # exit status, the same that argparse uses
+INTERRUPTED = 130  # as shells count: 128 + the number of SIGINT
+
 
 class InputError(Exception):
     """Bad input that the user can mend. The message says what is wrong, where, and which flag mends it."""
 
+    def __str__(self) -> str:
+        # A loader's worker hands its error over inside the text of a traceback, of which only the end is for users.
+        return super().__str__().rstrip().rpartition(f"{InputError.__name__}: ")[2]
+
 
 def run_script(main: Callable[[], int | None]) -> None:
-    """Call a script's `main`; an `InputError` becomes one line on stderr and exit status 2."""
+    """Call a script's `main`; bad input, a full disk and Ctrl-C become one line on stderr and an exit status."""
     try:
-        sys.exit(main())
+        status = main()
     except InputError as error:
-        sys.exit(_report(error))
+        status = _report(str(error), BAD_INPUT)
+    except OSError as error:
+        if error.errno is None:  # raised by a library about something else than the system
+            raise
+        where = error.filename or "a file could not be read or written"
+        status = _report(f"{where}: {error.strerror}; make room, or see the paths that were given", BAD_INPUT)
+    except KeyboardInterrupt:
+        status = _report("interrupted", INTERRUPTED)
+    sys.exit(status)
 
 
-def _report(error: InputError) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+def _report(message: str, status: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return status

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from utils import runs
+
+WRITE_EVERY = 5.0  # seconds between two writings of curves.csv, which is written whole
 
 Row = dict[str, float]
 
@@ -20,37 +23,51 @@ class Journal:
     def __init__(self, folder: Path, iteration: int = 0):
         self.folder = folder
         self.rows = [row for row in read_curves(folder) if row["iteration"] <= iteration]
-        self._log = open(folder / runs.LOG, "a", encoding="utf-8")  # noqa: SIM115  closed by close()
-        self._board = SummaryWriter(folder / runs.TENSORBOARD, purge_step=iteration + 1 if iteration else None)
+        with runs.writing(folder / runs.LOG):
+            self._log = open(folder / runs.LOG, "a", encoding="utf-8")  # noqa: SIM115  closed by close()
+            self._board = SummaryWriter(folder / runs.TENSORBOARD, purge_step=iteration + 1)
+        self._written = float("-inf")  # when
 
     def say(self, message: str) -> None:
         """A line for the terminal, above the progress bar, and for log.txt."""
         tqdm.write(message)
-        self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {message}\n")
-        self._log.flush()
+        with runs.writing(self.folder / runs.LOG):
+            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {message}\n")
+            self._log.flush()
 
-    def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
-        """One row of the curves."""
-        self.rows.append({"iteration": iteration, **values})
-        self._write_curves()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, iteration)
+    def scalars(self, iteration: int, values: Mapping[str, float | Tensor]) -> None:
+        """One row of the curves; tensors are fetched from their device here."""
+        numbers = {name: float(value) for name, value in values.items()}
+        self.rows.append({"iteration": iteration, **numbers})
+        if time.monotonic() - self._written >= WRITE_EVERY:
+            self.write_curves()
+        with runs.writing(self.folder / runs.TENSORBOARD):
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, iteration)
 
     def image(self, iteration: int, name: str, picture: np.ndarray) -> None:
         """A picture (H, W, 3) uint8 for TensorBoard."""
-        self._board.add_image(name, picture, iteration, dataformats="HWC")
+        with runs.writing(self.folder / runs.TENSORBOARD):
+            self._board.add_image(name, picture, iteration, dataformats="HWC")
 
-    def _write_curves(self) -> None:
-        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+    def write_curves(self) -> None:
+        """Bring curves.csv up to date, as before each checkpoint: a resumed run continues its curves from there."""
+        columns = list(dict.fromkeys(["iteration", *(name for row in self.rows for name in row)]))
         with runs.atomic(self.folder / runs.CURVES) as temporary, open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(self.rows)
+        self._written = time.monotonic()
 
     def close(self) -> None:
-        """Flush everything."""
-        self._log.close()
-        self._board.close()
+        """Write what is left, and close the files."""
+        try:
+            self.write_curves()
+        finally:
+            with runs.writing(self.folder / runs.TENSORBOARD):
+                self._board.close()
+            with runs.writing(self.folder / runs.LOG):
+                self._log.close()
 
 
 def read_curves(folder: Path) -> list[Row]:
@@ -59,4 +76,5 @@ def read_curves(folder: Path) -> list[Row]:
     if not path.exists():
         return []
     with open(path, newline="") as file:
-        return [{k: float(v) for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
+        rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    return [{**row, "iteration": int(row["iteration"])} for row in rows]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from networks.vnet import MIN_PATCH
+from networks.vnet import GROUPS, MIN_PATCH
 from utils.errors import InputError
 from utils.schedules import RAMP_UNIT
 
@@ -24,7 +24,8 @@ SAVE_FRACTION = 1000 / PAPER_ITERATIONS
 
 def cpu_has_bf16() -> bool:
     """Whether this processor multiplies bfloat16 natively; elsewhere bf16 would be slower than float32."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private: a release may lack them
+    return any(getattr(torch.cpu, probe, bool)() for probe in probes)
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -68,6 +69,22 @@ COMPAT: dict[str, dict[str, Any]] = {
         "head": "seg",
     },
 }
+
+
+AT_LEAST = {
+    **dict.fromkeys(
+        "max_iterations batch_size n_filters labelnum lr_step save_every val_every log_every "
+        "stride_xy stride_z window_batch".split(),
+        1,
+    ),
+    **dict.fromkeys(
+        "unlabelnum num_workers warmup image_every val_cases seed weight_decay consistency consistency_rampup "
+        "aug_zoom aug_rotate aug_intensity".split(),
+        0,
+    ),
+}
+POSITIVE = {"scale", "base_lr", "lr_gamma"}
+SHARES = {"dropout", "momentum"}
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -200,8 +217,13 @@ def add_run_options(parser: ArgumentParser) -> None:
     run = parser.add_argument_group("run")
     run.add_argument("--model_path", default="model", help="folder of all runs")
     run.add_argument("--exp", help="name of the run: everything is written to <model_path>/<exp>/")
-    run.add_argument("--resume", action="store_true", help="continue from last.pth; starts fresh where there is none")
-    run.add_argument("--overwrite", action="store_true", help="delete an existing run of this name first")
+    existing = run.add_mutually_exclusive_group()
+    existing.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue from last.pth with the options of the run; starts fresh where there is none",
+    )
+    existing.add_argument("--overwrite", action="store_true", help="delete an existing run of this name first")
     run.add_argument(
         "--save_every", type=int, help="iterations between checkpoints (default: 1000/6000 of the training)"
     )
@@ -281,14 +303,9 @@ def layer_defaults(parser: ArgumentParser, *layers: Mapping[str, Any]) -> None:
 
 def resolve(options: Namespace, uses_unlabeled: bool) -> Namespace:
     """Check the values and fill in what depends on others: schedule lengths, batch layout, paths."""
-    for name in ("max_iterations", "batch_size", "n_filters", "labelnum", "log_every", "window_batch"):
-        _require(options, name, getattr(options, name) >= 1, "must be at least 1")
-    _require(options, "patch_size", min(options.patch_size) >= MIN_PATCH, f"must be at least {MIN_PATCH} per axis")
-    _require(options, "scale", options.scale > 0, "must be positive")
-    _require(options, "base_lr", options.base_lr > 0, "must be positive")
-    _require(options, "dropout", 0 <= options.dropout < 1, "must be in [0, 1)")
-    _require(options, "stride_xy", options.stride_xy >= 1, "must be at least 1")
-    _require(options, "stride_z", options.stride_z >= 1, "must be at least 1")
+    require_values(options)
+    groups_fit = options.norm != "group" or options.n_filters % GROUPS == 0 or GROUPS % options.n_filters == 0
+    _require(options, "n_filters", groups_fit, f"must be a multiple of {GROUPS} with --norm group")
     if not uses_unlabeled:
         options.unlabelnum = 0
     if options.labeled_bs is None:
@@ -299,7 +316,6 @@ def resolve(options: Namespace, uses_unlabeled: bool) -> Namespace:
     for name, fraction in fractions.items():
         if getattr(options, name) is None:
             setattr(options, name, max(1, round(fraction * options.max_iterations)))
-        _require(options, name, getattr(options, name) >= 1, "must be at least 1")
     options.val_every = options.val_every or options.save_every
     if hasattr(options, "consistency_rampup"):
         units = options.consistency_rampup
@@ -307,10 +323,27 @@ def resolve(options: Namespace, uses_unlabeled: bool) -> Namespace:
     return options
 
 
+def require_values(options: Namespace) -> None:
+    """Refuse numbers that no run or test can be made with; flags that a script does not have are passed over."""
+    for name, value in vars(options).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"--{name} {value} must be a finite number")
+        low = AT_LEAST.get(name)
+        if low is not None and value is not None and value < low:
+            raise InputError(f"--{name} {value} must be at least {low}")
+    for name in POSITIVE & vars(options).keys():
+        _require(options, name, getattr(options, name) > 0, "must be positive")
+    for name in SHARES & vars(options).keys():
+        _require(options, name, 0 <= getattr(options, name) < 1, "must be in [0, 1)")
+    if "patch_size" in options:
+        sizes = " ".join(map(str, options.patch_size))
+        if min(options.patch_size) < MIN_PATCH:
+            raise InputError(f"--patch_size {sizes} must be at least {MIN_PATCH} along every axis")
+
+
 def _require(options: Namespace, name: str, holds: bool, rule: str) -> None:
-    value = getattr(options, name)
-    if not holds or (isinstance(value, float) and not math.isfinite(value)):
-        raise InputError(f"--{name} {value} {rule}")
+    if not holds:
+        raise InputError(f"--{name} {getattr(options, name)} {rule}")
 
 
 def repository_path(path: str | Path) -> Path:
@@ -328,8 +361,11 @@ def list_paths(options: Namespace) -> tuple[Path, Path]:
 
 def parse_in_two_strides(
     argv: Sequence[str] | None, description: str, methods: Mapping[str, Any], method: str | None = None
-) -> Namespace:
-    """Read --method and --preset first, then everything strictly with that method's own group of flags."""
+) -> tuple[Namespace, set[str]]:
+    """Read --method and --preset first, then everything strictly with that method's own group of flags.
+
+    Returns: the options, and the names of those that were given by hand.
+    """
     parser = ArgumentParser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
     if method is None:
         parser.add_argument("--method", choices=tuple(methods), default="dtml", help="what to train")
@@ -357,4 +393,12 @@ def parse_in_two_strides(
     layer_defaults(parser, cls.defaults, PRESETS[chosen.preset], own, COMPAT.get(chosen.compat, {}))
     options = parser.parse_args(argv)
     options.method = key
-    return resolve(options, cls.uses_unlabeled)
+    by_hand = _given_by_hand(parser, argv, options) | ({"method"} if method else set())
+    return resolve(options, cls.uses_unlabeled), by_hand
+
+
+def _given_by_hand(parser: ArgumentParser, argv: Sequence[str] | None, options: Namespace) -> set[str]:
+    """Names of the flags that stand on the command line: those that take the place of a mark."""
+    mark = object()
+    marked = parser.parse_args(argv, Namespace(**dict.fromkeys(vars(options), mark)))
+    return {name for name, value in vars(marked).items() if value is not mark}

@@ -21,11 +21,22 @@ LAST, BEST_VAL = "last.pth", "best_val.pth"
 LOG, OPTIONS, CURVES = "log.txt", "options.json", "curves.csv"
 METRICS_CSV, METRICS_JSON = "metrics.csv", "metrics.json"
 PREDICTIONS, FIGURES, TENSORBOARD = "predictions", "figures", "tensorboard"
+PARTIAL = ".partial"  # end of the name of a file that is still being written
+
+# What may differ between a run and its continuation, for it decides where and how the run is computed, not what.
+FREE_ON_RESUME = frozenset(
+    "root_path device gpu amp compile num_workers cache window_batch save_every log_every image_every val_every".split()
+)
+OF_THE_COMMAND = ("exp", "model_path", "resume", "overwrite")  # a run does not hand these on to its continuation
 
 
 def run_folder(model_path: str, exp: str) -> Path:
-    """`<model_path>/<exp>`."""
-    return repository_path(model_path) / exp
+    """`<model_path>/<exp>`, below `<model_path>`."""
+    root = Path(os.path.normpath(repository_path(model_path)))
+    folder = Path(os.path.normpath(root / exp))
+    if root not in folder.parents:
+        raise InputError(f"--exp {exp} must name a folder below --model_path {root}")
+    return folder
 
 
 def default_exp(options: Namespace) -> str:
@@ -33,52 +44,96 @@ def default_exp(options: Namespace) -> str:
     return f"{options.method}_{options.preset}_l{options.labelnum}_s{options.seed}"
 
 
-def prepare_run(options: Namespace) -> Path:
-    """The folder of a new or resumed run; an existing run without --resume or --overwrite is an error."""
+def resumed_options(options: Namespace, by_hand: set[str]) -> Namespace:
+    """The options of the run that --resume continues; those given where there is no such run.
+
+    A run keeps its options, also those that a preset has changed since. A flag given by hand that contradicts them
+    is an `InputError`, but for `FREE_ON_RESUME`: there the flag wins.
+    """
+    path = run_folder(options.model_path, options.exp) / LAST
+    if not (options.resume and path.exists()):
+        return options
+    stored = load_checkpoint(path)["options"]
+    without_effect = {"labelnum"} if stored.get("labeled_list") else set()  # the list decides
+    for name in sorted(by_hand.difference(FREE_ON_RESUME, OF_THE_COMMAND, without_effect)):
+        if getattr(options, name) != stored.get(name):
+            raise InputError(
+                f"--{name} {getattr(options, name)} contradicts run {options.exp}, which was started with "
+                f"{stored.get(name)}; leave it out to continue that run, or give another --exp"
+            )
+    kept = {*OF_THE_COMMAND, *(FREE_ON_RESUME & by_hand)}
+    if kept & {"device", "gpu"}:  # one without the other means a default, not the other's old value
+        kept |= {"device", "gpu"}
+    return Namespace(**{**vars(options), **stored, **{name: getattr(options, name) for name in kept}})
+
+
+def claim_run(options: Namespace) -> Path:
+    """The folder of a new or resumed run, not yet made; an existing run without --resume or --overwrite is an error."""
     folder = run_folder(options.model_path, options.exp)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is not a folder; choose another --exp or --model_path")
-    if (folder / OPTIONS).exists():
-        if options.overwrite:
-            shutil.rmtree(folder)
-        elif not options.resume:
-            raise InputError(f"run {options.exp} exists in {folder}; give --resume, --overwrite or another --exp")
-    folder.mkdir(parents=True, exist_ok=True)
+    if _holds_run(folder) and not (options.resume or options.overwrite):
+        raise InputError(f"run {options.exp} exists in {folder}; give --resume, --overwrite or another --exp")
     return folder
+
+
+def prepare_run(folder: Path, overwrite: bool) -> None:
+    """Make the folder; with --overwrite delete the run in it. What a killed process left half-written goes too."""
+    with writing(folder):
+        if overwrite and _holds_run(folder):
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.glob(f".*{PARTIAL}"):
+            path.unlink()
+
+
+def _holds_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (OPTIONS, LAST))
 
 
 def existing_run(model_path: str, exp: str) -> Path:
     """The folder of a run that was trained; names the runs that exist if this one does not."""
     folder = run_folder(model_path, exp)
     if not (folder / OPTIONS).exists():
-        known = sorted(path.parent.name for path in repository_path(model_path).glob(f"*/{OPTIONS}"))
+        root = repository_path(model_path)
+        known = sorted(str(path.parent.relative_to(root)) for path in root.glob(f"**/{OPTIONS}"))
         there = f"there are: {', '.join(known)}" if known else "there is none yet"
-        raise InputError(f"no run {exp!r} in {repository_path(model_path)} ({there}); see --exp and --model_path")
+        raise InputError(f"no run {exp!r} in {root} ({there}); see --exp and --model_path")
     return folder
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Whatever keeps `path` from being written becomes an `InputError` that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}; make room or see --model_path") from error
 
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place once everything is on the disk, or vanishes."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; see --model_path") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):  # gone after a success; else the first error is the one to report
+                temporary.unlink()
 
 
 def write_json(path: Path, content: Any) -> None:
-    """JSON, whole or not at all."""
+    """Strict JSON, whole or not at all; NaN and infinity are a ValueError."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.write_text(text)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -87,7 +142,8 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         try:
             torch.save(state, temporary)
         except RuntimeError as error:  # how torch reports a full disk
-            raise InputError(f"cannot write {path}: {error}; see --model_path") from error
+            reason = str(error).splitlines()[0]
+            raise InputError(f"cannot write {path}: {reason}; make room or see --model_path") from error
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -95,7 +151,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
-        raise InputError(f"there is no checkpoint {path}; train first or see --exp") from None
+        raise InputError(f"there is no checkpoint {path}; train first (best_val.pth needs --val_cases)") from None
     except Exception as error:
         raise InputError(f"{path} is not a readable checkpoint ({type(error).__name__}); see --exp") from error
     if not isinstance(state, dict) or "networks" not in state:
@@ -128,5 +184,5 @@ def restore_rng(state: dict[str, Any]) -> None:
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
     torch.set_rng_state(state["torch"].cpu())
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+    for index, generator in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(generator.cpu(), index)

@@ -72,7 +72,7 @@ def test_a_zoomed_ramp_comes_back_wherever_it_is_known(turns, flips, zoom):
 
 def test_draws_reach_all_eight_symmetries_and_the_whole_range_of_zooms():
     torch.manual_seed(0)
-    pis = [draw_transformation(torch.Size((1, 32, 32, 32)), ("turn", "flip", "zoom"), 0.1) for _ in range(300)]
+    pis = [draw_transformation(torch.Size((1, 32, 32, 32)), ("turns", "flips", "zoom"), 0.1) for _ in range(300)]
     marked = torch.arange(4.0).view(1, 2, 2, 1)
     images = {tuple(Transformation(1.0, pi.turns, pi.flips).apply(marked).flatten().tolist()) for pi in pis}
     assert len(images) == 8
@@ -83,7 +83,7 @@ def test_draws_reach_all_eight_symmetries_and_the_whole_range_of_zooms():
 
 def test_kinds_can_be_left_out_and_oblong_planes_keep_their_shape():
     torch.manual_seed(0)
-    oblong = [draw_transformation(torch.Size((1, 48, 32, 32)), ("turn", "flip", "zoom"), 0.1) for _ in range(50)]
+    oblong = [draw_transformation(torch.Size((1, 48, 32, 32)), ("turns", "flips", "zoom"), 0.1) for _ in range(50)]
     assert {pi.turns for pi in oblong} == {0, 2}
     assert all(pi.apply(torch.rand(1, 48, 32, 4)).shape == (1, 48, 32, 4) for pi in oblong[:5])
     assert draw_transformation(torch.Size((1, 32, 32, 32)), (), 0.1) == Transformation()
@@ -105,7 +105,7 @@ def test_loss_is_zero_without_perturbation_and_has_a_gradient_otherwise(build, m
     assert method.training_step(batch, ITERATION)["consistency"] == 0
 
 
-@pytest.mark.parametrize(("kinds", "tolerance"), [(["turn", "flip"], 1e-12), (["turn", "flip", "zoom"], 1e-5)])
+@pytest.mark.parametrize(("kinds", "tolerance"), [(["turns", "flips"], 1e-12), (["turns", "flips", "zoom"], 1e-5)])
 def test_a_network_that_commutes_with_the_transformations_has_no_loss(build, make_batch, kinds, tolerance):
     method, batch = build("--pi", *kinds, "--noise_sd", "0"), make_batch(4, 0, size=SIZE)
     axes = torch.meshgrid(*[torch.linspace(-0.5, 0.5, SIZE)] * 3, indexing="ij")

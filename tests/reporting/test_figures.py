@@ -14,7 +14,10 @@ from scipy import ndimage
 from reporting import figures, overview
 from reporting.figures import AXIAL, CORONAL, SAGITTAL, case_figure, curves_figure, training_panel
 
+pytestmark = [pytest.mark.filterwarnings("error::UserWarning"), pytest.mark.filterwarnings("error::RuntimeWarning")]
+
 SPACING = (0.5, 0.75, 2.0)
+FINE = figures.DPI
 
 
 @pytest.fixture(autouse=True)
@@ -139,7 +142,9 @@ def test_label_and_predictions_keep_their_colours_and_empty_ones_are_named(tmp_p
 def test_title_and_names_stay_inside_the_picture(tmp_path, drawn):
     image = np.zeros((200, 150, 88), np.float32)
     name = "M_s, Dice 89.1 %, HD95 7.2 voxel, largest component kept"
-    case_figure(image, image, {name: image}, tmp_path / "a.png", "06SR5RBREL16DQ6M8LWS\nDice $89 %", (0.625,) * 3)
+    case_figure(
+        image, image, {name: image}, tmp_path / "a.png", r"06SR5RBREL16DQ6M8LWS $\nomath$" + "\nDice 89 %", (0.625,) * 3
+    )
     figure = drawn[0]
     texts = [
         *figure.texts,
@@ -155,7 +160,7 @@ def test_title_and_names_stay_inside_the_picture(tmp_path, drawn):
 
 def test_file_of_a_full_size_case(tmp_path, monkeypatch):
     """The size of the largest LA scans: enough pixels to be legible, small enough to keep one per case."""
-    monkeypatch.setattr(figures, "DPI", 150)
+    monkeypatch.setattr(figures, "DPI", FINE)
     noise = np.random.default_rng(0).normal(size=(244, 160, 88)).astype(np.float32)
     image = ndimage.gaussian_filter(noise, 1.0)  # scans are as smooth: reconstructed at twice their resolution
     mask = box(image.shape, (40, 200), (30, 120), (10, 70))
@@ -230,9 +235,13 @@ def test_panel_contour_lies_on_the_pixels_of_the_label(image, drawn):
 
 
 @pytest.mark.parametrize("label", [None, np.zeros((24, 20, 16))], ids=["unlabeled", "empty label"])
-def test_panel_without_foreground_or_distance(image, label):
-    assert training_panel(image, label, {}).shape[1] < training_panel(image, label, {"seg": image * 0}).shape[1]
-    assert training_panel(image, label, {}, np.zeros(image.shape)).any()
+def test_panel_without_foreground_or_distance(image, drawn, label):
+    panel = training_panel(image, label, {"seg": image * 0}, image * 0)
+    shown = [ax for ax in drawn[0].axes if ax.get_title()]
+    assert len(shown) == (3 if label is None else 4)
+    assert not any(contours(ax) for ax in shown)
+    assert shown[-1].images[0].get_clim() == (-1, 1)
+    assert training_panel(image, label, {}).shape[1] < panel.shape[1]
 
 
 def test_panel_has_one_size_for_all_patches():
