@@ -14,16 +14,19 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 from dataloaders.la_heart import read_list
+from dataloaders.split import cases_to_test
+from reporting.figure2 import load_case, write_figure
 from reporting.paper_tables import paired_report, write_table
 from reporting.systems import FIGURE, SYSTEMS, TABLES, System
 from train import parse_options as training_options
 from train import settle
 from utils import runs
-from utils.errors import InputError, run_script
-from utils.jobs import Job, Scores, kept_scores, run_name, what_is_left
+from utils.errors import INTERRUPTED, InputError, run_script
+from utils.jobs import Job, Scores, kept_scores, read_json, run_name, what_is_left
 from utils.options import PRESETS, HelpFormatter, list_paths, repository_path
 
 CODE = Path(__file__).resolve().parent
@@ -72,13 +75,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         command = shlex.join(["python", "code/reproduce.py", *argv])
         print(f"\ninterrupted; the same command continues: {command}", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return INTERRUPTED
 
 
 def reproduce(options: Namespace, handed_on: Sequence[str]) -> int:
     """What the command does; an interruption is a KeyboardInterrupt."""
     jobs = plan(options, handed_on)
-    print(f"{options.target}: {what_is_left(jobs)}", flush=True)
+    print(f"{options.target}: {what_is_left(jobs, names=True)}", flush=True)
     failed = [] if options.tables_only else [job.name for job in jobs if not carry_out(job, jobs)]
     out = repository_path(options.out)
     done = {key: [scores for job in jobs if job.row == key and (scores := kept_scores(job))] for key in SYSTEMS}
@@ -122,10 +125,10 @@ def make_job(system: System, seed: int, options: Namespace, handed_on: Sequence[
     for flag, value in {"method": system.method, "seed": seed, "overwrite": False}.items():
         if getattr(trained, flag) != value:
             raise InputError(f"--{flag} is not for reproduce.py, which sets it for every row; see --only and --seeds")
-    settle(trained)
+    cases = {**asdict(settle(trained)), "test": cases_to_test(trained)}
     defaults = training_options(["--method", system.method, "--preset", options.preset])
     plain, kept = f"{system.key}_seed{seed}", repository_path(options.out) / "runs"
-    trained.exp, others = run_name(plain, trained, defaults, kept)
+    trained.exp, others = run_name(plain, trained, cases, defaults, kept)
     if others:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         print(f"{plain} is there with {', '.join(others[:3])}{more} and stays; this row is {trained.exp}")
@@ -209,6 +212,50 @@ def keep(job: Job) -> None:
     for name in KEPT:
         with runs.atomic(job.kept / name) as temporary:
             shutil.copyfile(job.folder / name, temporary)
+
+
+# --- figure 2
+
+
+def draw_figure(options: Namespace, jobs: Sequence[Job], out: Path) -> None:
+    """Write <out>/figure2.png and .pdf from the predictions of the first seed."""
+    first = {job.row: job for job in jobs if job.options.seed == options.seeds[0]}
+    rows = [row for row in dict.fromkeys((*FIGURE, *options.only)) if row in first]
+    if lacking := [row for row in rows if not (first[row].folder / runs.METRICS_JSON).exists()]:
+        raise InputError(
+            f"figure2 needs the predictions of {', '.join(lacking)}, and {first[lacking[0]].folder} has none; they are "
+            "not among the kept results: name the folder of the runs with --model_path, or run them with another --out"
+        )
+    scores = {row: reported_scores(read_json(first[row].folder / runs.METRICS_JSON)) for row in rows}
+    titles = choose_cases(options.cases, scores[FIGURE[-1] if FIGURE[-1] in rows else rows[-1]])
+    cases = []
+    for case, title in titles.items():
+        files, captions = {}, {}
+        for row in rows:
+            trained = first[row].options
+            name = f"{SYSTEMS[row].name} {trained.labelnum}/{trained.unlabelnum}"
+            files[name] = first[row].folder / runs.PREDICTIONS / f"{case}.nii.gz"
+            dice, hd95 = (scores[row][case][metric] for metric in ("dice", "hd95_vox"))
+            captions[name] = f"Dice {100 * dice:.1f} %, 95HD {'-' if hd95 is None else f'{hd95:.1f}'} vox"
+        cases.append(load_case(repository_path(trained.root_path), case, files, title, captions))
+    print("written:", ", ".join(map(str, write_figure(cases, out / "figure2"))))
+
+
+def reported_scores(scores: Scores) -> dict[str, dict]:
+    """Case id -> scores of the prediction that was written."""
+    kind = scores["reported"]["head"], scores["reported"]["post"]
+    return {case["case"]: case for case in scores["cases"] if (case["head"], case["post"]) == kind}
+
+
+def choose_cases(asked: Sequence[str] | None, scores: dict[str, dict]) -> dict[str, str]:
+    """Case id -> title: those asked for, or the best, median and worst in Dice."""
+    if unknown := [case for case in asked or () if case not in scores]:
+        raise InputError(f"--cases {unknown[0]} is no test case; there are: {', '.join(sorted(scores))}")
+    if asked:
+        return {case: case for case in asked}
+    order = sorted(scores, key=lambda case: scores[case]["dice"], reverse=True)
+    named = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
+    return {case: f"{name}  {case}" for name, case in named.items()}
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ class Line:
             mean = self.means[metric] if self.means else Mean(math.nan)
             record[f"{metric}_mean"], record[f"{metric}_sd"] = _rounded(factor * mean.mean), _rounded(factor * mean.sd)
             record[f"{metric}_missed"] = mean.missed if self.means else None
-        return record | {"seeds": self.seeds, "seconds_per_step": self.pace, "memory_gib": self.memory}
+        return record | {"seeds": self.seeds, "seconds_per_step": _rounded(self.pace), "memory_gib": _rounded(self.memory)}
 
 
 def write_table(name: str, rows: Mapping[str, Sequence[Scores]], out: Path, flags: str = "") -> str:
@@ -79,7 +79,7 @@ def write_table(name: str, rows: Mapping[str, Sequence[Scores]], out: Path, flag
     note = setting_note([scores for seeds in rows.values() for scores in seeds], flags)
     tests = paired_lines(PAIRS[name], rows, PAIRED_METRICS[name])
     out.mkdir(parents=True, exist_ok=True)
-    parts = [f"# {name.capitalize()}: {TITLES[name]}", note, markdown(HEADER, cells), printed_notes(rows)]
+    parts = [f"# Table {name[-1]}: {TITLES[name]}", note, markdown(HEADER, cells), printed_notes(rows)]
     parts += [f"## Paired differences\n\n{paired_note(tests)}", markdown(PAIRED_HEADER, tests)] if tests else []
     _write(out / f"{name}.md", "\n\n".join(parts) + "\n")
     _write(out / f"{name}.tex", latex(HEADER, cells))
@@ -87,7 +87,7 @@ def write_table(name: str, rows: Mapping[str, Sequence[Scores]], out: Path, flag
         writer = csv.DictWriter(file, lines[0].record())
         writer.writeheader()
         writer.writerows(line.record() for line in lines)
-    shown = [f"\n{name}: {TITLES[name]}", note, text_table(HEADER, cells)]
+    shown = [f"\nTable {name[-1]}: {TITLES[name]}", note, text_table(HEADER, cells)]
     shown += [paired_text(tests)] if tests else []
     return "\n\n".join([*shown, f"written: {out / name}.md, .csv, .tex"])
 
@@ -100,9 +100,7 @@ def system_lines(system: System, seeds: Sequence[Scores]) -> list[Line]:
     lines = []
     if (row := _printed(system)) is not None:
         figures = (row.dice_percent, row.jaccard_percent, row.asd_vox, row.hd95_vox)
-        means = {
-            metric: Mean(x / factor) for (metric, (_, factor, _)), x in zip(COLUMNS.items(), figures, strict=True)
-        }
+        means = {metric: Mean(x / factor) for (metric, (_, factor, _)), x in zip(COLUMNS.items(), figures, strict=True)}
         lines.append(Line(system.name, "printed", row.labeled, row.unlabeled, means))
     if not seeds:
         return [*lines, Line(system.name, "not run yet")]
@@ -232,7 +230,7 @@ def latex(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A LaTeX tabular; needs the package booktabs."""
     escapes = str.maketrans({"%": r"\%", "_": r"\_", "±": r"$\pm$"})
     rows = [" & ".join(row).translate(escapes) + r" \\" for row in [header, *lines]]
-    head = [f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule", rows[0], r"\midrule"]
+    head = [f"\\begin{{tabular}}{{lrrl{'r' * (len(header) - 4)}}}", r"\toprule", rows[0], r"\midrule"]
     return "\n".join([*head, *rows[1:], r"\bottomrule", r"\end{tabular}", ""])
 
 
@@ -244,8 +242,8 @@ def _text(value: float | None, style: str = "") -> str:
     return "" if value is None else format(value, style)
 
 
-def _rounded(value: float) -> float | None:
-    return round(value, 4) if math.isfinite(value) else None
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else round(value, 4)
 
 
 def _write(path: Path, text: str) -> None:

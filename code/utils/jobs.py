@@ -10,17 +10,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from dataloaders.split import cases_to_test
 from utils import runs
 from utils.errors import InputError
 from utils.journal import read_curves
 
 Scores = dict[str, Any]  # content of a metrics.json
-# Flags that change where, when or how fast something is computed, but not what. Data are told apart by their cases.
-NEUTRAL = frozenset(
-    "exp model_path root_path resume overwrite save_every log_every image_every val_every num_workers cache device gpu "
-    "compile window_batch".split()
-)
+Cases = dict[str, list[str]]  # labeled, unlabeled, validation, test -> case ids
+# Flags that say where and how a result is computed, not which; another precision is another result.
+NEUTRAL = (runs.FREE_ON_RESUME - {"amp"}) | set(runs.OF_THE_COMMAND)
 HASH_LENGTH = 8
 PACE_WINDOW = 10  # lines of the curves whose median is the pace of an unfinished run
 
@@ -40,16 +37,15 @@ class Job:
         return runs.run_folder(self.options.model_path, self.name)
 
 
-def run_name(plain: str, options: Namespace, defaults: Namespace, kept: Path) -> tuple[str, list[str]]:
-    """`plain`, or with a digest of the options if a run of other options has that name already.
+def run_name(plain: str, options: Namespace, cases: Cases, defaults: Namespace, kept: Path) -> tuple[str, list[str]]:
+    """`plain`, or with a digest of options and cases if a run of others has that name already.
 
-    Args: options, settled; defaults, those that a flag has which an older file does not know; kept, folder of the
-        kept results.
+    Args: options, settled; defaults, for flags that an older file does not know; kept, folder of the kept results.
     Returns: the name, and what the run of the plain name has otherwise.
     """
     folders = (kept / plain, runs.run_folder(options.model_path, plain))
-    others = dict.fromkeys(flag for folder in folders for flag in differences(options, defaults, folder))
-    digest = hashlib.sha256(json.dumps([decisive(options), cases_to_test(options)], sort_keys=True).encode())
+    others = dict.fromkeys(other for folder in folders for other in differences(options, cases, defaults, folder))
+    digest = hashlib.sha256(json.dumps([decisive(options), cases], sort_keys=True).encode())
     return (f"{plain}_{digest.hexdigest()[:HASH_LENGTH]}" if others else plain), list(others)
 
 
@@ -58,15 +54,19 @@ def decisive(options: Namespace) -> dict[str, Any]:
     return json.loads(json.dumps({key: value for key, value in vars(options).items() if key not in NEUTRAL}))
 
 
-def differences(options: Namespace, defaults: Namespace, folder: Path) -> list[str]:
-    """What the run in a folder has otherwise, as sentences; none if there is no run."""
+def differences(options: Namespace, cases: Cases, defaults: Namespace, folder: Path) -> list[str]:
+    """What the run in a folder has otherwise, in words; nothing if there is no run."""
     if not (folder / runs.OPTIONS).exists():
         return []
     found = decisive(defaults) | read_json(folder / runs.OPTIONS)
     others = [f"--{key} {found.get(key)}" for key, value in decisive(options).items() if found.get(key) != value]
-    scores = read_json(folder / runs.METRICS_JSON) if (folder / runs.METRICS_JSON).exists() else None
-    if scores and {case["case"] for case in scores["cases"]} != set(cases_to_test(options)):
-        others.append("other test cases")
+    if (folder / runs.METRICS_JSON).exists():
+        scores = read_json(folder / runs.METRICS_JSON)
+        used = {
+            **(scores.get("trained_on") or {}),
+            "test": list(dict.fromkeys(case["case"] for case in scores["cases"])),
+        }
+        others += [f"other {kind} cases" for kind, ids in used.items() if set(ids) != set(cases[kind])]
     return others
 
 
@@ -84,14 +84,15 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read as JSON ({error}); restore it, or delete its folder") from None
 
 
-def what_is_left(jobs: Sequence[Job]) -> str:
-    """How many rows are left, and how long they take at the step times measured so far."""
+def what_is_left(jobs: Sequence[Job], names: bool = False) -> str:
+    """How many runs are left, and how long they take at the step times measured so far."""
     states = [(job, *progress(job)) for job in jobs]
     left = [(job, iterations) for job, iterations, _ in states if kept_scores(job) is None]
     if not left:
-        return f"all {len(jobs)} rows are done"
+        return f"all {len(jobs)} runs are done"
     paces = {job.row: pace for job, _, pace in states if pace is not None}
-    head = f"{len(jobs) - len(left)} of {len(jobs)} rows done; left: {', '.join(job.name for job, _ in left)}"
+    named = f" ({', '.join(job.name for job, _ in left)})" if names else ""
+    head = f"{len(left)} of {len(jobs)} runs left{named}"
     if not paces:
         return f"{head}; no step time is measured yet"
     mean = statistics.mean(paces.values())
@@ -99,7 +100,7 @@ def what_is_left(jobs: Sequence[Job]) -> str:
         max(job.options.max_iterations - iterations, 0) * paces.get(job.row, mean) for job, iterations in left
     )
     guessed = len({job.row for job, _ in left} - set(paces))
-    guess = f" (a step of {guessed} of them not measured yet: taken as the mean)" if guessed else ""
+    guess = f" (steps of {guessed} rows are not measured yet: taken as the mean of the others)" if guessed else ""
     return f"{head}; about {timedelta(seconds=round(seconds))} of training{guess}"
 
 

@@ -122,6 +122,7 @@ def test_full_disk_keeps_the_old_file_and_leaves_nothing_else(tmp_path, mask, mo
         ("a.nii.gz", np.zeros((2, 2, 2), bool), (1, 1, 0), ORIGIN, None),
         ("a.nii.gz", np.zeros((2, 2, 2), bool), (1, 1, np.nan), ORIGIN, None),
         ("a.nii.gz", np.zeros((2, 2, 2), bool), (1, 1), ORIGIN, None),
+        ("a.nii.gz", np.zeros((2, 2, 2), bool), (0.625,), ORIGIN, None),
         ("a.nii.gz", np.zeros((2, 2, 2), bool), SPACING, (0, 0, np.inf), None),
         ("a.nii.gz", np.zeros((2, 2, 2), bool), SPACING, ORIGIN, 2 * np.eye(3)),
         ("a.nii.gz", np.zeros((2, 2, 2), bool), SPACING, ORIGIN, np.eye(3)[:, [0, 1, 1]]),
