@@ -224,6 +224,14 @@ class Engine:
         runs.restore_rng(state["rng"])
 
 
+def reported_output(method: Method, options: Namespace) -> str:
+    """The output that --head picks, by default the method's first."""
+    head = options.head or method.outputs[0]
+    if head not in method.outputs:
+        raise InputError(f"--head {head} is not among the outputs of {options.exp}: {', '.join(method.outputs)}")
+    return head
+
+
 def load_networks(method: nn.Module, state: dict[str, Any], path: Path) -> None:
     """Weights of a checkpoint; one of another method or width is an `InputError`."""
     try:

@@ -223,8 +223,9 @@ def draw_figure(options: Namespace, jobs: Sequence[Job], out: Path) -> None:
     rows = [row for row in dict.fromkeys((*FIGURE, *options.only)) if row in first]
     if lacking := [row for row in rows if not (first[row].folder / runs.METRICS_JSON).exists()]:
         raise InputError(
-            f"figure2 needs the predictions of {', '.join(lacking)}, and {first[lacking[0]].folder} has none; they are "
-            "not among the kept results: name the folder of the runs with --model_path, or run them with another --out"
+            f"figure2 needs the predictions of {', '.join(lacking)}, and there are none in {first[lacking[0]].folder}; "
+            "they are not among the kept results: name the folder of the runs with --model_path, or run these rows "
+            "(again, with another --out)"
         )
     scores = {row: reported_scores(read_json(first[row].folder / runs.METRICS_JSON)) for row in rows}
     titles = choose_cases(options.cases, scores[FIGURE[-1] if FIGURE[-1] in rows else rows[-1]])

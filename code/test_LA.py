@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from dataloaders import la_heart
 from dataloaders.split import cases_to_test
-from engine import load_networks
+from engine import load_networks, reported_output
 from inference import THRESHOLD, predict_volume
 from methods import METHODS
 from methods.base import Method
@@ -97,9 +97,7 @@ def score_run(folder: Path, state: dict[str, Any], options: Namespace) -> tuple[
     method = METHODS[options.method](Namespace(**state["options"]))
     load_networks(method, state, folder / CHECKPOINTS[options.weights])
     place(method, device, options)
-    head = options.head or method.outputs[0]
-    if head not in method.outputs:
-        raise InputError(f"--head {head} is not among the outputs of {options.exp}: {', '.join(method.outputs)}")
+    head = reported_output(method, options)
     start, scores = time.perf_counter(), []
     for case in tqdm(cases, unit="case", disable=None, dynamic_ncols=True):
         scores += score_case(method, case, head, options, device, folder)

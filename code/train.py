@@ -14,7 +14,7 @@ import torch
 from dataloaders import la_heart
 from dataloaders.batch import CaseStore
 from dataloaders.split import Split, training_split
-from engine import Engine, Stopped
+from engine import Engine, Stopped, reported_output
 from methods import METHODS
 from methods.base import Method
 from utils import runs
@@ -53,6 +53,7 @@ def train(options: Namespace) -> int:
     runs.seed_everything(options.seed)
     set_determinism(options.deterministic)
     method = METHODS[options.method](options)
+    reported_output(method, options)
     state = _load_state(folder, options, split)
     notices = _load_pretrained(method, options) if state is None else []
     store = CaseStore(options, split.labeled, split.unlabeled)

@@ -1,5 +1,7 @@
 """What the tests share: small options, a random batch, a phantom data set, and where real scans may lie."""
 
+import json
+import math
 import os
 from argparse import Namespace
 from collections.abc import Callable
@@ -10,13 +12,29 @@ import torch
 
 from dataloaders.batch import Batch
 from train import parse_options
+from utils.metrics import summarise
 
 PATCH = 32  # the smallest patch that every method supports
-TINY = ["--preset", "demo", "--patch_size", "32", "32", "32", "--n_filters", "8", "--device", "cpu", "--image_every", "0"]
+TINY = [
+    "--preset",
+    "demo",
+    "--patch_size",
+    "32",
+    "32",
+    "32",
+    "--n_filters",
+    "8",
+    "--device",
+    "cpu",
+    "--image_every",
+    "0",
+]
 
 
 def pytest_addoption(parser):
-    parser.addoption("--la_dir", default=os.environ.get("DTML_LA_DIR"), help="folder of real scans, <case>/mri_norm2.h5")
+    parser.addoption(
+        "--la_dir", default=os.environ.get("DTML_LA_DIR"), help="folder of real scans, <case>/mri_norm2.h5"
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +66,44 @@ def make_batch() -> Callable[..., Batch]:
         mask = ((distance / radii.square()).sum(dim=1, keepdim=True) < 1).float()  # (B, 1, W, H, D)
         image = mask + 0.3 * torch.randn(mask.shape, generator=generator)
         return Batch(image, mask[:labeled], tuple(f"case{index}" for index in range(count)))
+
+    return build
+
+
+@pytest.fixture
+def make_scores() -> Callable[..., dict]:
+    """Content of a metrics.json, as far as tables read it: make_scores({"a": 0.8, "b": 0.9}, seed=1338).
+
+    Dice per case; None is a missed one. Options are those of the flags, the training took 0.5 s per iteration.
+    """
+
+    def build(dice: dict[str, float | None], seed: int = 1337, flags: tuple[str, ...] = ()) -> dict:
+        options = parse_options(["--method", "supervised", *TINY, "--seed", str(seed), *flags])
+        options.unlabelnum = options.unlabelnum or 0
+        scores = []
+        for case, value in dice.items():
+            for post, gain in (("none", 0.0), ("lcc", 0.01)):  # the filter helps a little
+                hit = value is not None
+                overlap = (
+                    {"dice": value + gain, "jaccard": value / (2 - value)} if hit else {"dice": 0.0, "jaccard": 0.0}
+                )
+                distance = {"asd_vox": 2 * (1 - value), "hd95_vox": 10 * (1 - value)} if hit else {}
+                nothing = {"asd_vox": math.nan, "hd95_vox": math.nan, "diagonal_vox": 100.0}
+                scores.append({"case": case, "head": "seg", "post": post, **overlap, **nothing, **distance})
+        summary = {
+            f"seg/{post}": summarise([score for score in scores if score["post"] == post]) for post in ("none", "lcc")
+        }
+        content = {
+            "reported": {"head": "seg", "post": "none", "weights": "last"},
+            "iteration": options.max_iterations,
+            "training_seconds": 0.5 * options.max_iterations,
+            "training_machine": {"processor": "Abacus 80", "threads": 2, "gpu": None},
+            "peak_memory_gib": 1.5,
+            "options": vars(options),
+            "summary": summary,
+            "cases": scores,
+        }
+        return json.loads(json.dumps(content), parse_constant=lambda _: None)  # as on the disk: NaN is null
 
     return build
 

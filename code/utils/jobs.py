@@ -100,7 +100,7 @@ def what_is_left(jobs: Sequence[Job], names: bool = False) -> str:
         max(job.options.max_iterations - iterations, 0) * paces.get(job.row, mean) for job, iterations in left
     )
     guessed = len({job.row for job, _ in left} - set(paces))
-    guess = f" (steps of {guessed} rows are not measured yet: taken as the mean of the others)" if guessed else ""
+    guess = f" (rows without a measured step, {guessed}, at the mean of the others)" if guessed else ""
     return f"{head}; about {timedelta(seconds=round(seconds))} of training{guess}"
 
 

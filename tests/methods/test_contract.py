@@ -13,13 +13,15 @@ from torch import Tensor
 
 from dataloaders.batch import Batch, BatchStream, CaseStore
 from dataloaders.la_heart import LABEL_KEY, case_path
-from dataloaders.split import training_split
+from dataloaders.split import Split, training_split
 from engine import Engine
 from methods import METHODS
 from methods.supervised import Supervised
+from networks.vnet import VNet
 from utils import runs
 
 CPU = torch.device("cpu")
+NO_CASES = Split([], [], [])  # batches come from the tests
 SMALL_BATCH = ["--batch_size", "2"]
 QUICKER = {"mc_passes": 2}  # for the methods that have such a flag
 SEMI_SUPERVISED = [name for name, method in METHODS.items() if method.uses_unlabeled]
@@ -35,7 +37,7 @@ def build(tiny_options, tmp_path) -> Build:
         torch.manual_seed(seed)
         options = tiny_options(name, *SMALL_BATCH, *flags)
         vars(options).update({key: value for key, value in QUICKER.items() if key in options})
-        engine = Engine(options, METHODS[name](options), split=None, folder=tmp_path, device=CPU)
+        engine = Engine(options, METHODS[name](options), split=NO_CASES, folder=tmp_path, device=CPU)
         engine.iteration = options.max_iterations - 2
         return engine
 
@@ -101,7 +103,7 @@ def test_the_check_above_sees_a_method_that_ignores_them(tiny_options, tmp_path,
     for shift in (0, 1):
         torch.manual_seed(0)
         options = tiny_options("supervised", *SMALL_BATCH, "--norm", "instance")
-        engine = Engine(options, Supervised(options), split=None, folder=tmp_path, device=CPU)
+        engine = Engine(options, Supervised(options), split=NO_CASES, folder=tmp_path, device=CPU)
         image = torch.cat([batch.image[:1], batch.image[1:] ** 2 + shift])
         after.append(first_player_after_a_step(engine, replace(batch, image=image)))
     assert equal(*after)
@@ -140,6 +142,10 @@ def test_labels_of_unlabeled_cases_never_enter(build, phantom, scrambled, name):
 def test_predictions_are_probabilities_of_the_outputs_asked_for(build, name, shape):
     method, image = build(name).method.eval(), torch.randn(shape)
     with torch.no_grad():
+        for head in (
+            head for network in method.modules() if isinstance(network, VNet) for head in network.heads.values()
+        ):
+            head.weight.mul_(1000)  # so that probabilities come close to 0 and 1
         everything = method.predict(image)
         assert tuple(everything) == tuple(method.outputs)
         for output, prob in everything.items():
@@ -148,6 +154,7 @@ def test_predictions_are_probabilities_of_the_outputs_asked_for(build, name, sha
             alone = method.predict(image, [output])
             assert list(alone) == [output]
             torch.testing.assert_close(alone[output], prob)
+        assert max(float(prob.max()) for prob in everything.values()) > 0.9
         for sdm in method.signed_maps(image).values():
             assert sdm.shape == shape and sdm.abs().max() <= 1
 

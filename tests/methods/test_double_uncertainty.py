@@ -100,6 +100,13 @@ def test_passes_run_in_groups_of_the_batch(build, make_batch, monkeypatch, flags
     assert sizes == calls
 
 
+@pytest.mark.parametrize(("flags", "alike"), [(["0"], True), (["0.1"], False), (["0", "--dropout", "0.5"], False)])
+def test_passes_differ_by_noise_and_by_dropout(build, make_batch, flags, alike):
+    method, image = build("--noise_sd", *flags), make_batch(size=SIZE).image
+    first, second = method._noisy_pass(image), method._noisy_pass(image)
+    assert torch.equal(first[SEG], second[SEG]) == alike
+
+
 def test_uncertainties_stay_in_range(build, make_batch):
     method = build()
     method.training_step(make_batch(size=SIZE), 0)

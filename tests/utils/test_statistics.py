@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from utils.statistics import PairedDifference, paired_difference
+from utils.statistics import PairedDifference, holm, paired_difference, paired_test
 
 RNG = np.random.default_rng(0)
 FIRST = RNG.normal(0.8, 0.1, 16)
@@ -53,3 +53,54 @@ def test_excludes_zero(low, high, expected):
 def test_unequal_numbers_of_cases():
     with pytest.raises(ValueError, match="shape"):
         paired_difference([0.1, 0.2], [0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize("second", [SECOND, FIRST - 0.1 * RNG.exponential(1, 16), np.round(SECOND, 1)])
+def test_paired_tests_are_scipys(second):
+    ours = paired_test(FIRST, second)
+    assert ours.t_p == pytest.approx(stats.ttest_rel(second, FIRST).pvalue, rel=1e-9)
+    assert ours.wilcoxon_p == pytest.approx(stats.wilcoxon(second, FIRST).pvalue, rel=1e-9)
+    assert ours.difference == paired_difference(FIRST, second)
+    difference = second - FIRST
+    assert ours.effect == pytest.approx(difference.mean() / difference.std(ddof=1))
+
+
+def test_paired_test_worked_by_hand():
+    test = paired_test([0, 0, 0], [1, 2, 3])  # t = 2 / (1 / sqrt 3) with 2 degrees of freedom
+    assert test.effect == pytest.approx(2.0)
+    assert test.t_p == pytest.approx(1 - np.sqrt(12 / 14))  # p = 1 - t / sqrt(t^2 + 2)
+    assert test.wilcoxon_p == pytest.approx(2 / 2**3)  # all signs equal: 2 of the 8 assignments
+
+
+def test_paired_test_of_undefined_pairs_and_direction():
+    first, second = np.append(FIRST, [np.nan, 0.5]), np.append(SECOND, [0.5, np.nan])
+    assert paired_test(first, second) == paired_test(FIRST, SECOND)
+    assert paired_test(SECOND, FIRST).effect == pytest.approx(-paired_test(FIRST, SECOND).effect)
+
+
+@pytest.mark.parametrize(("first", "second"), [([0.5], [0.75]), ([], []), (FIRST, FIRST), ([0.5, np.nan], [0.6, 1.0])])
+@pytest.mark.filterwarnings("error")
+def test_nothing_to_test(first, second):
+    assert all(np.isnan(value) for value in paired_test(first, second)[1:])
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_same_difference_in_every_case():
+    test = paired_test([0.25, 0.5, 1.0], [0.5, 0.75, 1.25])
+    assert (test.t_p, test.effect) == (0.0, np.inf)
+    assert paired_test([0.5, 0.75, 1.25], [0.25, 0.5, 1.0]).effect == -np.inf
+
+
+@pytest.mark.parametrize(
+    ("p_values", "expected"),
+    [
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),  # 4 x 0.005, 3 x 0.01, 2 x 0.03, then never smaller
+        ([0.5, 0.9], [1.0, 1.0]),
+        ([0.02, np.nan, 0.5], [0.04, np.nan, 0.5]),
+        ([0.02, 0.02], [0.04, 0.04]),
+        ([0.3], [0.3]),
+        ([], []),
+    ],
+)
+def test_holm_worked_by_hand(p_values, expected):
+    np.testing.assert_allclose(holm(p_values), expected, rtol=1e-12)

@@ -1,0 +1,505 @@
+"""The command lines of a training, from flags to files: resume, signals, kill, bad input."""
+
+import csv
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import train
+import train_dtml
+from engine import Engine
+from utils import journal, runs
+from utils.errors import InputError, run_script
+
+SMALL = "--preset demo --patch_size 32 32 32 --n_filters 2 --batch_size 2 --labelnum 3 --device cpu --image_every 0"
+FLAGS = [*SMALL.split(), "--log_every", "1", "--dropout", "0.5"]
+TIMES = ("step_seconds", "data_wait")  # the only columns that may differ between two runs
+
+
+@pytest.fixture
+def command(phantom, tmp_path) -> Callable[..., list[str]]:
+    """A command line for a small run in the test's folder."""
+
+    def build(*flags: str, exp: str = "run") -> list[str]:
+        return [*FLAGS, "--root_path", str(phantom), "--model_path", str(tmp_path), "--exp", exp, *flags]
+
+    return build
+
+
+@pytest.fixture
+def scans(phantom, tmp_path) -> Path:
+    """A copy of the phantom that a test may damage."""
+    return Path(shutil.copytree(phantom, tmp_path / "scans"))
+
+
+def state_of(folder: Path) -> dict:
+    return runs.load_checkpoint(folder / runs.LAST)
+
+
+def curves_of(folder: Path) -> list[dict[str, str]]:
+    with open(folder / runs.CURVES, newline="") as file:
+        return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
+
+
+def assert_same(first, second, where: str = "state") -> None:
+    """Equal to the last bit: nested data, tensors included."""
+    assert type(first) is type(second), where
+    if isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for key in first:
+            assert_same(first[key], second[key], f"{where}.{key}")
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second), where
+        for index, (a, b) in enumerate(zip(first, second, strict=True)):
+            assert_same(a, b, f"{where}[{index}]")
+    elif isinstance(first, torch.Tensor):
+        assert first.dtype == second.dtype and torch.equal(first, second), where
+    else:
+        assert first == second, where
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    for part in ("networks", "optimizers", "scaler", "iteration", "best_val", "rng", "cases"):
+        assert_same(state_of(first)[part], state_of(second)[part], part)
+    assert curves_of(first) == curves_of(second)
+
+
+def send_at(monkeypatch, iteration: int, number: int = signal.SIGTERM) -> None:
+    """This process gets a signal while it computes an iteration."""
+    step = Engine.step
+
+    def step_and_send(self, batch):
+        if self.iteration + 1 == iteration:
+            os.kill(os.getpid(), number)
+        return step(self, batch)
+
+    monkeypatch.setattr(Engine, "step", step_and_send)
+
+
+# --- a run from start to end
+
+
+def test_a_run_writes_its_folder_and_says_what_it_does(command, tmp_path, capsys):
+    flags = ("--max_iterations", "4", "--val_cases", "1", "--val_every", "4", "--image_every", "4")
+    assert train_dtml.main(command(*flags)) == 0
+    folder = tmp_path / "run"
+    files = {path.name for path in folder.iterdir()}
+    assert files == {runs.LAST, runs.BEST_VAL, runs.LOG, runs.OPTIONS, runs.CURVES, runs.TENSORBOARD}
+    options = json.loads((folder / runs.OPTIONS).read_text())
+    assert (options["method"], options["labelnum"], options["unlabelnum"]) == ("dtml", 3, 3)
+    assert state_of(folder)["options"] == options and state_of(folder)["iteration"] == 4
+    assert state_of(folder)["cases"]["validation"] == ["phantom_002"]
+    assert len(state_of(folder)["cases"]["labeled"]) == 2
+    log, shown = (folder / runs.LOG).read_text(), capsys.readouterr().out
+    for words in (
+        "run: dtml, 2 labeled and 3 unlabeled cases, 1 for validation",
+        "batches of 1 labeled and 1 unlabeled crops of 32 x 32 x 32",
+        "trainable parameters; cpu with 1 threads, amp off",
+        "4 iterations: sgd, rate 0.01 times 0.1 every 2; consistency rising to 1 over 4; a checkpoint every 1",
+        "s per iteration",
+        "validation Dice",
+        "done: 4 iterations",
+        f"python code/test_LA.py --exp run --model_path {tmp_path}",
+    ):
+        assert words in log and words in shown, words
+    assert_curves_and_pictures(folder)
+
+
+def assert_curves_and_pictures(folder: Path) -> None:
+    names = {"learning_rate", "loss/seg", "loss/mask", "loss/consistency", "consistency_weight", "disagreement"}
+    names |= {*TIMES, "validation/dice"}
+    board = EventAccumulator(str(folder / runs.TENSORBOARD), size_guidance={"scalars": 0}).Reload()
+    assert set(board.Tags()["scalars"]) == names
+    assert [event.step for event in board.Scalars("loss/seg")] == [1, 2, 3, 4]
+    assert [event.step for event in board.Images("training")] == [4]
+    rows = curves_of(folder)
+    assert set(rows[0]) == {"iteration", *names} - set(TIMES)
+    assert [row["iteration"] for row in rows if row["loss/seg"]] == ["1", "2", "3", "4"]
+
+
+def test_schedules_in_the_log_follow_their_flags(command, tmp_path):
+    flags = "--method supervised --lr_schedule cosine --warmup 2 --base_lr 0.5 --optimizer adamw --max_iterations 1"
+    assert train.main(command(*flags.split())) == 0
+    log = (tmp_path / "run" / runs.LOG).read_text()
+    assert "1 iterations: adamw, rate 0.5 falling to 0 as a cosine after 2 of warm-up; a checkpoint every 1" in log
+    assert "supervised, 3 labeled and 0 unlabeled cases\n" in log and "consistency" not in log
+
+
+def test_the_published_command_is_the_method_dtml(command, tmp_path):
+    assert train_dtml.main(command("--max_iterations", "1", exp="a")) == 0
+    assert train.main(command("--max_iterations", "1", "--method", "dtml", exp="b")) == 0
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_run_without_a_name_gets_one(command, tmp_path):
+    argv = command("--method", "supervised", "--max_iterations", "1")
+    del argv[argv.index("--exp") : argv.index("--exp") + 2]
+    assert train.main(argv) == 0
+    assert (tmp_path / "supervised_demo_l3_s1337" / runs.LAST).exists()
+
+
+# --- resume
+
+
+@pytest.mark.parametrize("method", ["dtml", "supervised"])
+def test_k_and_n_minus_k_iterations_equal_n(command, tmp_path, monkeypatch, method):
+    flags = ("--method", method, "--max_iterations", "4", "--save_every", "10")
+    assert train.main(command(*flags, exp="whole")) == 0
+    with monkeypatch.context() as patch:
+        send_at(patch, iteration=2)
+        assert train.main(command(*flags, exp="parts")) == 128 + signal.SIGTERM
+    assert state_of(tmp_path / "parts")["iteration"] == 2
+    assert train.main(command(*flags, "--resume", exp="parts")) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    log = (tmp_path / "parts" / runs.LOG).read_text()
+    assert "stopped and saved at iteration 2; continue with --resume" in log and "resumed at iteration 2" in log
+
+
+def test_a_resumed_run_may_read_its_data_in_another_way(command, tmp_path, monkeypatch):
+    flags = ("--method", "supervised", "--max_iterations", "3")
+    assert train.main(command(*flags, exp="whole")) == 0
+    with monkeypatch.context() as patch:
+        send_at(patch, iteration=1)
+        train.main(command(*flags, "--overwrite", exp="parts"))  # the switch must not outlive its command
+    short = ["--exp", "parts", "--model_path", str(tmp_path), "--resume"]  # nothing else: the run knows its options
+    assert train.main([*short, "--cache", "none", "--num_workers", "1", "--save_every", "1"]) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_resume_starts_fresh_where_nothing_was_saved(command, tmp_path):
+    flags = ("--method", "supervised", "--max_iterations", "1")
+    assert train.main(command(*flags, "--resume")) == 0
+    (tmp_path / "run" / runs.LAST).unlink()  # as after a kill before the first checkpoint
+    assert train.main(command(*flags, "--resume", "--seed", "2")) == 0
+    assert state_of(tmp_path / "run")["options"]["seed"] == 2
+    assert [row["iteration"] for row in curves_of(tmp_path / "run")] == ["1"]
+
+
+def test_a_finished_run_can_be_resumed_and_stays_as_it_is(command, tmp_path):
+    flags = ("--method", "supervised", "--max_iterations", "1")
+    train.main(command(*flags))
+    before = (tmp_path / "run" / runs.LAST).read_bytes()
+    assert train.main(command(*flags, "--resume")) == 0
+    assert (tmp_path / "run" / runs.LAST).read_bytes() == before
+    assert train.main(command(*flags, "--overwrite", "--seed", "2")) == 0
+    assert state_of(tmp_path / "run")["options"]["seed"] == 2
+
+
+def test_resuming_on_other_cases_is_refused(command, scans, tmp_path):
+    flags = ("--method", "supervised", "--max_iterations", "1", "--root_path", str(scans))
+    train.main(command(*flags))
+    lines = (scans / "train.list").read_text().split()
+    (scans / "train.list").write_text("\n".join(reversed(lines)))
+    with pytest.raises(InputError, match="the lists name other cases.*--train_list"):
+        train.main(command(*flags, "--resume"))
+
+
+# --- processes: what only a real one can show
+
+
+def start(argv: Sequence[str], output: Path) -> multiprocessing.Process:
+    """A training in a process (and process group) of its own, forked: PyTorch is loaded already."""
+
+    def run() -> None:
+        os.setsid()
+        with open(output, "w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+        run_script(lambda: train.main(argv))
+
+    output.touch()
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    return process
+
+
+def wait_for(condition: Callable[[], bool], process: multiprocessing.Process, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.is_alive() and time.monotonic() < end, "the training ended or hangs"
+        time.sleep(0.01)
+
+
+ENDLESS = ("--method", "supervised", "--max_iterations", "100000", "--save_every", "100000")
+
+
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 0), (signal.SIGTERM, 1)])
+def test_ctrl_c_and_sigterm_save_and_end_with_a_clear_line(command, tmp_path, number, workers):
+    process = start(command(*ENDLESS, "--num_workers", str(workers)), tmp_path / "output")
+    wait_for(lambda: "s per iteration" in (tmp_path / "output").read_text(), process)
+    os.killpg(process.pid, number)  # a terminal, `timeout` and schedulers reach the loader's workers, too
+    process.join(120)
+    assert process.exitcode == 128 + number
+    state = state_of(tmp_path / "run")
+    last = (tmp_path / "output").read_text().splitlines()[-1]
+    assert last == f"stopped and saved at iteration {state['iteration']}; continue with --resume"
+    assert state["iteration"] >= 4 and not list((tmp_path / "run").glob(".*"))
+    assert len(curves_of(tmp_path / "run")) == state["iteration"]
+
+
+def test_kill_9_at_any_moment_then_resume_equals_the_run_that_was_left_alone(command, tmp_path):
+    flags = ("--method", "supervised", "--max_iterations", "12", "--save_every", "1")
+    assert train.main(command(*flags, exp="whole")) == 0
+    kills, argv = 0, command(*flags, "--resume", exp="killed")
+    moments = random.Random()
+    while kills < 3:
+        before = state_of(tmp_path / "killed")["iteration"] if (tmp_path / "killed" / runs.LAST).exists() else 0
+        process = start(argv, tmp_path / "output")
+        changed = (tmp_path / "killed" / runs.CURVES).stat().st_mtime_ns if before else 0
+        wait_for(lambda changed=changed: newer(tmp_path / "killed" / runs.CURVES, changed), process)
+        time.sleep(moments.uniform(0, 0.2))
+        process.kill()
+        process.join()
+        kills += 1
+        if (tmp_path / "killed" / runs.LAST).exists() and state_of(tmp_path / "killed")["iteration"] == 12:
+            break  # too fast to be killed
+    assert train.main(argv) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    assert not list((tmp_path / "killed").glob(".*"))
+
+
+def newer(path: Path, than: int) -> bool:
+    return path.exists() and path.stat().st_mtime_ns > than
+
+
+def test_kill_9_in_the_middle_of_a_save_costs_one_checkpoint_at_most(command, tmp_path, monkeypatch):
+    flags = ("--method", "supervised", "--max_iterations", "4", "--save_every", "1")
+    assert train.main(command(*flags, exp="whole")) == 0
+    monkeypatch.setattr(journal, "WRITE_EVERY", 1e9)  # seconds: no curves but those that a checkpoint asks for
+    save = torch.save
+
+    def save_half(state, path):
+        save(state, path)
+        if state["iteration"] == 3:
+            os.truncate(path, os.path.getsize(path) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", save_half)
+        process = start(command(*flags, exp="killed"), tmp_path / "output")
+        process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    assert state_of(tmp_path / "killed")["iteration"] == 2
+    assert len(list((tmp_path / "killed").glob(f".*{runs.PARTIAL}"))) == 1
+    assert train.main(command(*flags, "--resume", exp="killed")) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    assert not list((tmp_path / "killed").glob(".*"))
+
+
+# --- stops
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint(command, tmp_path, monkeypatch, capsys):
+    step = Engine.step
+
+    def poisoned(self, batch):
+        if self.iteration == 2:
+            batch.image[1] = torch.nan
+        return step(self, batch)
+
+    monkeypatch.setattr(Engine, "step", poisoned)
+    argv = command("--method", "supervised", "--max_iterations", "4", "--save_every", "1")
+    error = refused(lambda: train.main(argv), capsys)
+    for words in ("iteration 3", "phantom_00", f"last good checkpoint is {tmp_path / 'run' / runs.LAST}", "--base_lr"):
+        assert words in error
+    assert state_of(tmp_path / "run")["iteration"] == 2
+    assert f"stopped: {error.removeprefix('error: ').strip()}" in (tmp_path / "run" / runs.LOG).read_text()
+
+
+def test_a_disk_that_fills_up_stops_the_run_with_one_sentence(command, tmp_path, monkeypatch, capsys):
+    save = torch.save
+
+    def fill_up(state, path):
+        if state["iteration"] == 2:
+            raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
+        save(state, path)
+
+    monkeypatch.setattr(torch, "save", fill_up)
+    argv = command("--method", "supervised", "--max_iterations", "3", "--save_every", "1")
+    error = refused(lambda: train.main(argv), capsys)
+    assert f"cannot write {tmp_path / 'run' / runs.LAST}" in error and "--model_path" in error
+    assert state_of(tmp_path / "run")["iteration"] == 1
+
+
+def test_too_little_gpu_memory_is_one_sentence(command, monkeypatch, capsys):
+    def out_of_memory(self, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmany lines")
+
+    monkeypatch.setattr(Engine, "step", out_of_memory)
+    error = refused(lambda: train.main(command("--max_iterations", "1")), capsys)
+    assert "out of memory; lower --batch_size, --patch_size or --n_filters" in error
+
+
+# --- bad input: one sentence, status 2, no folder
+
+
+def refused(call: Callable[[], int], capsys) -> str:
+    """The one line on stderr of a script that ends with status 2."""
+    with pytest.raises(SystemExit) as end:
+        run_script(call)
+    error = capsys.readouterr().err
+    assert end.value.code == 2
+    assert error.startswith("error: ") and error.count("\n") == 1 and "Traceback" not in error
+    return error
+
+
+def edit(root: Path, case: str, **changes) -> None:
+    """Replace data sets of a case; None deletes one."""
+    with h5py.File(root / case / "mri_norm2.h5", "r+") as file:
+        for key, value in changes.items():
+            del file[key]
+            if value is not None:
+                file[key] = value
+
+
+def no_list(root: Path) -> None:
+    (root / "train.list").unlink()
+
+
+def empty_list(root: Path) -> None:
+    (root / "train.list").write_text("\n")
+
+
+def misspelt_case(root: Path) -> None:
+    (root / "train.list").write_text("phantom_000\nphantom_001\nphantom_002\nphantomm_003\n")
+
+
+def overlap(root: Path) -> None:
+    (root / "test.list").write_text("phantom_005\nphantom_006\n")
+
+
+def no_image(root: Path) -> None:
+    edit(root, "phantom_005", image=None)
+
+
+def no_label(root: Path) -> None:
+    edit(root, "phantom_001", label=None)
+
+
+def other_shape(root: Path) -> None:
+    edit(root, "phantom_001", label=np.zeros((4, 4, 4), np.uint8))
+
+
+def other_values(root: Path) -> None:
+    edit(root, "phantom_001", label=np.full((40, 36, 32), 255, np.uint8), image=np.zeros((40, 36, 32), np.float32))
+
+
+def nan_in_image(root: Path) -> None:
+    edit(root, "phantom_004", image=np.full((40, 36, 32), np.nan, np.float32))
+
+
+def truncated(root: Path) -> None:
+    path = root / "phantom_003" / "mri_norm2.h5"
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def nothing(root: Path) -> None:
+    pass
+
+
+def garbage(root: Path) -> None:
+    (root / "weights.pth").write_bytes(b"no weights")
+
+
+BAD_INPUT = [
+    (no_list, "", ["train.list does not exist", "--train_list"]),
+    (nothing, "--train_list nowhere.list", ["nowhere.list does not exist", "--train_list"]),
+    (nothing, "--root_path nowhere", ["nowhere", "--root_path"]),
+    (nothing, "--labeled_list nowhere.list", ["nowhere.list does not exist", "--labeled_list"]),
+    (nothing, "--test_list nowhere.list", ["nowhere.list does not exist", "--test_list"]),
+    (empty_list, "", ["train.list names no case", "--train_list"]),
+    (misspelt_case, "", ["phantomm_003/mri_norm2.h5 does not exist", "correct case phantomm_003"]),
+    (overlap, "", ["1 cases, phantom_005", "train.list", "test.list"]),
+    (no_image, "", ["phantom_005/mri_norm2.h5", "'image'"]),
+    (no_label, "", ["phantom_001/mri_norm2.h5", "'label'"]),
+    (other_shape, "", ["phantom_001/mri_norm2.h5", "shape (4, 4, 4)"]),
+    (other_values, "", ["phantom_001/mri_norm2.h5", "values other than 0 and 1", "255"]),
+    (nan_in_image, "", ["phantom_004/mri_norm2.h5", "NaN"]),
+    (nan_in_image, "--cache none", ["phantom_004/mri_norm2.h5", "NaN"]),
+    (other_values, "--cache none", ["phantom_001/mri_norm2.h5", "values other than 0 and 1"]),
+    (nan_in_image, "--labelnum 5 --val_cases 1", ["phantom_004/mri_norm2.h5", "NaN"]),
+    (truncated, "", ["phantom_003/mri_norm2.h5", "damaged"]),
+    (nothing, "--labelnum 7", ["--labelnum 7", "6 cases"]),
+    (nothing, "--labelnum 6", ["--labelnum", "unlabeled"]),
+    (nothing, "--val_cases 3", ["--val_cases 3"]),
+    (nothing, "--patch_size 0 32 32", ["--patch_size 0 32 32"]),
+    (garbage, "--pretrained {root}/weights.pth", ["weights.pth", "--pretrained"]),
+    (nothing, "--pretrained nowhere.pth", ["nowhere.pth", "--pretrained"]),
+    (nothing, "--device cpu --gpu 0", ["--device cpu", "--gpu 0"]),
+    (nothing, "--amp fp16", ["--amp fp16"]),
+    (nothing, "--head teacher", ["--head teacher", "seg, sdm, mean"]),
+    (nothing, "--exp ../run", ["--exp ../run"]),
+    (nothing, "--model_path {root}/train.list", ["train.list", "--model_path"]),
+]
+
+
+@pytest.mark.parametrize(("damage", "flags", "words"), BAD_INPUT, ids=lambda value: getattr(value, "__name__", None))
+def test_bad_input_is_one_sentence_and_writes_nothing(command, scans, tmp_path, capsys, damage, flags, words):
+    damage(scans)
+    argv = [*command("--root_path", str(scans)), *flags.format(root=scans).split()]
+    before = sorted(path for path in tmp_path.rglob("*"))
+    error = refused(lambda: train_dtml.main(argv), capsys)
+    assert all(word in error for word in words), error
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("flag", [["--gpu", "0"], ["--device", "cuda"]])
+def test_a_gpu_that_is_not_there_is_one_sentence(command, tmp_path, capsys, flag, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    argv = command(*flag)
+    del argv[argv.index("--device") : argv.index("--device") + 2]  # the first one: cpu
+    error = refused(lambda: train_dtml.main(argv), capsys)
+    assert f"{' '.join(flag)} was asked for" in error and "--device cpu" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_existing_run_is_an_error_and_bad_input_does_not_overwrite_it(command, scans, tmp_path, capsys):
+    flags = ("--method", "supervised", "--max_iterations", "1", "--root_path", str(scans))
+    train.main(command(*flags))
+    before = (tmp_path / "run" / runs.LAST).read_bytes()
+    error = refused(lambda: train.main(command(*flags)), capsys)
+    assert "run run exists" in error and "--resume, --overwrite or another --exp" in error
+    truncated(scans)
+    edit(scans, "phantom_001", label=None)
+    assert "phantom_001" in refused(lambda: train.main(command(*flags, "--overwrite")), capsys)
+    assert (tmp_path / "run" / runs.LAST).read_bytes() == before
+
+
+def test_a_wrong_checkpoint_is_one_sentence(command, tmp_path, capsys):
+    flags = ("--method", "supervised", "--max_iterations", "1")
+    train.main(command(*flags))
+    path = tmp_path / "run" / runs.LAST
+    os.truncate(path, path.stat().st_size // 2)
+    assert f"{path} is not a readable checkpoint" in refused(lambda: train.main(command(*flags, "--resume")), capsys)
+
+
+def test_resuming_with_other_settings_is_one_sentence(command, capsys):
+    base = command("--method", "supervised", "--max_iterations", "1")
+    train.main(base)
+    for flag, value in (("--max_iterations", 3), ("--seed", 5), ("--method", "dtml"), ("--preset", "cpu")):
+        error = refused(lambda flag=flag, value=value: train.main([*base, "--resume", flag, str(value)]), capsys)
+        assert f"{flag} {value} contradicts run run, which was started with" in error
+    error = refused(lambda: train_dtml.main(command("--max_iterations", "1", "--resume")), capsys)
+    assert "--method dtml contradicts run run" in error
+
+
+@pytest.mark.slow  # switching determinism on imports the compiler
+def test_deterministic_kernels_cover_a_training(command):
+    try:
+        assert train_dtml.main(command("--max_iterations", "1", "--deterministic", "--sdm_supervision", "both")) == 0
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -1,0 +1,58 @@
+"""What a script prints, and the status it ends with, when something is wrong."""
+
+import errno
+
+import pytest
+from torch._utils import ExceptionWrapper
+
+from utils.errors import BAD_INPUT, INTERRUPTED, InputError, run_script
+
+
+def ends_with(main) -> int | None:
+    with pytest.raises(SystemExit) as end:
+        run_script(main)
+    return end.value.code
+
+
+def fails_with(error: BaseException):
+    def main():
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize("status", [0, None, 143])
+def test_the_status_of_main_is_passed_on_and_nothing_is_printed(status, capsys):
+    assert ends_with(lambda: status) == status
+    assert capsys.readouterr() == ("", "")
+
+
+def test_bad_input_is_one_line_on_stderr(capsys):
+    assert ends_with(fails_with(InputError("no list; see --train_list"))) == BAD_INPUT == 2
+    assert capsys.readouterr() == ("", "error: no list; see --train_list\n")
+
+
+def test_a_fault_found_by_a_loader_worker_is_the_same_sentence(capsys):
+    try:
+        raise InputError("case a is damaged; write it again")
+    except InputError:
+        wrapped = ExceptionWrapper(where="in DataLoader worker process 0")
+    assert ends_with(wrapped.reraise) == BAD_INPUT
+    assert capsys.readouterr().err == "error: case a is damaged; write it again\n"
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(capsys):
+    assert ends_with(fails_with(OSError(errno.ENOSPC, "No space left on device", "/x/y.csv"))) == BAD_INPUT
+    error = capsys.readouterr().err
+    assert error.startswith("error: /x/y.csv: No space left on device; make room") and error.count("\n") == 1
+
+
+def test_ctrl_c_is_one_line(capsys):
+    assert ends_with(fails_with(KeyboardInterrupt())) == INTERRUPTED == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), OSError("of a library, not of the system")])
+def test_a_bug_keeps_its_traceback(error):
+    with pytest.raises(type(error)):
+        run_script(fails_with(error))
