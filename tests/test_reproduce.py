@@ -391,16 +391,16 @@ def test_every_target_end_to_end(flags, in_process, tmp_path, capsys):
 @pytest.mark.slow
 def test_interrupted_for_real_and_continued(flags, tmp_path):
     command = [sys.executable, str(REPOSITORY / "code" / "reproduce.py"), "table2", *flags, "--only", "v_net"]
-    command += ["--max_iterations", "400", "--save_every", "400", "--log_every", "1"]
+    command += ["--max_iterations", "60", "--save_every", "60", "--log_every", "1"]
     log = tmp_path / "model" / "v_net_seed1337" / runs.CURVES
     first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while not (log.exists() and len(log.read_text().splitlines()) > 2):
+    while not log.exists():  # it appears with the first iteration
         assert first.poll() is None
         time.sleep(0.2)
     first.send_signal(signal.SIGINT)
     error = first.communicate(timeout=120)[1]
     assert first.returncode == INTERRUPTED and "continues: python code/reproduce.py table2" in error
     saved = runs.load_checkpoint(log.parent / runs.LAST)["iteration"]
-    assert 0 < saved < 400
+    assert 0 < saved < 60
     second = subprocess.run(command, capture_output=True, text=True, check=True)
     assert f"resumed at iteration {saved}" in second.stdout and "measured, filtered" in second.stdout

@@ -23,7 +23,7 @@ class DTML(ConsistencyMethod):
     """Two V-Nets of their own parameters: `m_s` with the segmentation head, `m_d` with the SDM head."""
 
     defaults = {"consistency": 1.0}
-    presets = {"cpu": {"sdm_k_start": 10.0}}
+    presets = {"cpu": {"sdm_k_start": 10.0}, "demo": {"sdm_k_start": 10.0}}
 
     @staticmethod
     def add_arguments(group) -> None:

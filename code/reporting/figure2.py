@@ -129,7 +129,9 @@ def visible_surface(
     corners, normals = corners[order], normals[order]
     brightness = AMBIENT + (1 - AMBIENT) * np.clip(normals @ LIGHT, 0, 1)
     centres = corners.mean(axis=1) @ VIEW / spacing_mm  # VIEW is a rotation: back to voxels
-    far = np.zeros(len(centres)) if distance is None else ndimage.map_coordinates(distance, centres.T, order=1, mode="nearest")
+    far = np.zeros(len(centres))
+    if distance is not None:
+        far = ndimage.map_coordinates(distance, centres.T, order=1, mode="nearest")
     return Surface(corners[:, :, :2], DISTANCES(far / FAR_MM)[:, :3] * brightness[:, None])
 
 

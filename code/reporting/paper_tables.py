@@ -64,7 +64,8 @@ class Line:
             mean = self.means[metric] if self.means else Mean(math.nan)
             record[f"{metric}_mean"], record[f"{metric}_sd"] = _rounded(factor * mean.mean), _rounded(factor * mean.sd)
             record[f"{metric}_missed"] = mean.missed if self.means else None
-        return record | {"seeds": self.seeds, "seconds_per_step": _rounded(self.pace), "memory_gib": _rounded(self.memory)}
+        record |= {"seconds_per_step": _rounded(self.pace), "memory_gib": _rounded(self.memory)}
+        return record | {"seeds": self.seeds}
 
 
 def write_table(name: str, rows: Mapping[str, Sequence[Scores]], out: Path, flags: str = "") -> str:

@@ -29,7 +29,7 @@ def add_teacher_arguments(group, monte_carlo: bool = False) -> None:
         "--noise_sd",
         type=float,
         default=0.1,
-        help="sd of the noise on the teacher's image (an image has sd of about 1)",
+        help="sd of the noise on the teacher's image (a whole scan has sd 1)",
     )
     group.add_argument("--noise_clip", type=float, default=0.2, help="largest absolute value of that noise")
     group.add_argument(

@@ -45,13 +45,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "stride_xy": 16,
         "stride_z": 16,
     },
-    "demo": {
+    "demo": {  # minutes on two cores: the phantom of make_phantom.py; docs/results/phantom.md
         "root_path": "data/phantom",
         "labelnum": 4,
         "patch_size": [48, 48, 32],
         "n_filters": 8,
-        "max_iterations": 200,
         "dropout": 0.0,
+        "max_iterations": 400,
+        "base_lr": 0.03,
+        "lr_schedule": "cosine",
         "num_workers": 0,
         "stride_xy": 16,
         "stride_z": 16,
