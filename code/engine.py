@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dataloaders.batch import Batch, BatchStream, CaseStore, make_loader
+from dataloaders.batch import Batch, BatchStream, CaseStore, delivered, make_loader
 from dataloaders.split import Split
 from inference import dice_of_cases
 from methods.base import Method, Turn
@@ -76,7 +76,7 @@ class Engine:
         options, total = self.options, self.options.max_iterations
         with tqdm(initial=self.iteration, total=total, unit="it", disable=None, dynamic_ncols=True) as bar:
             tick = time.perf_counter()
-            for batch in loader:
+            for batch in delivered(loader):
                 wait = time.perf_counter() - tick
                 batch = batch.to(self.device, memory_format(self.device, options.amp))
                 values = self.step(batch)

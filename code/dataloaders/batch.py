@@ -6,6 +6,7 @@ Labeled cases come first in a batch; labels of unlabeled cases are never opened.
 import math
 import os
 from argparse import Namespace
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -216,20 +217,41 @@ def _stack(crops: list[np.ndarray]) -> Tensor:
 
 
 def make_loader(stream: BatchStream, start: int, num_workers: int, pin_memory: bool) -> DataLoader:
-    """Batches from iteration `start` on, in order.
+    """Batches from iteration `start` on, in order; more workers than cores are not started.
 
+    An item may be an `InputError`: see `delivered`.
     The loader has a generator of its own: otherwise starting it would draw from the global one, and a resumed run
     would not continue with the random numbers of the checkpoint.
     """
-    iterations = range(start, len(stream))
     return DataLoader(
-        stream,
+        _Carrier(stream),
         None,
-        sampler=iterations,
-        num_workers=num_workers,
+        sampler=range(start, len(stream)),
+        num_workers=min(num_workers, os.cpu_count() or 1),
         pin_memory=pin_memory,
         generator=torch.Generator(),
     )
+
+
+class _Carrier(Dataset):
+    """Hands an `InputError` on as an item: raised in a worker process, it would arrive wrapped in a traceback."""
+
+    def __init__(self, stream: BatchStream):
+        self.stream = stream
+
+    def __getitem__(self, iteration: int) -> Batch | InputError:
+        try:
+            return self.stream[iteration]
+        except InputError as error:
+            return error
+
+
+def delivered(loader: DataLoader) -> Iterator[Batch]:
+    """The batches of a loader; an `InputError` on the way is raised here, in the main process."""
+    for item in loader:
+        if isinstance(item, InputError):
+            raise item
+        yield item
 
 
 def available_memory() -> int:

@@ -16,7 +16,7 @@ from dataloaders.batch import Batch
 from networks.published import load_published
 from networks.vnet import VNet
 from utils.errors import InputError
-from utils.schedules import rampup
+from utils.schedules import STAIRS, rampup
 
 Terms = dict[str, Tensor]
 
@@ -110,7 +110,8 @@ class ConsistencyMethod(Method):
     def __init__(self, options: Namespace):
         super().__init__(options)
         self._consistency = options.consistency
-        self._ramp = {"length": options.ramp_iterations, "shape": options.ramp}
+        stairs = options.consistency_rampup or STAIRS  # by hand: one per unit of the public codes
+        self._ramp = {"length": options.ramp_iterations, "shape": options.ramp, "stairs": stairs}
 
     def consistency_weight(self, iteration: int) -> float:
         """lambda(t), t counted from 0."""

@@ -14,6 +14,7 @@ COLUMNS = {  # metric -> (heading, factor, decimals), in the order of the papers
     "asd_vox": ("ASD [vox]", 1, 2),
     "hd95_vox": ("95HD [vox]", 1, 2),
 }
+DISTANCES = ("asd_vox", "hd95_vox")  # undefined for a case with one empty mask
 Score = dict[str, Any]
 
 
@@ -38,8 +39,8 @@ def number(metric: str, value: float) -> str:
 
 
 def mean_sd(metric: str, summary: dict[str, float]) -> str:
-    """mean ± sd, and how many cases were missed if any was."""
-    missed = f" ({summary['missed']} missed)" if summary["missed"] else ""
+    """mean ± sd over the cases where the metric is defined; a distance always says how many were missed."""
+    missed = f" ({summary['missed']} missed)" if metric in DISTANCES else ""
     return f"{number(metric, summary['mean'])} ± {number(metric, summary['sd'])}{missed}"
 
 

@@ -14,6 +14,7 @@ from networks.vnet import VNet
 from utils.errors import InputError
 
 AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+MIN_BF16_PATCH = 48  # at 32, oneDNN 3.12 returns garbage for 3x3x3 convolutions of the 2x2x2 map, in any layout
 CUBLAS_WORKSPACE = ":4096:8"  # what cuBLAS needs to be deterministic, from its manual
 
 
@@ -22,6 +23,10 @@ def pick_device(options: Namespace, say: Callable[[str], None] = print) -> torch
     device = _asked_device(options, say)
     if device.type == "cpu" and options.amp == "fp16":
         raise InputError("--amp fp16 needs a GPU; on the CPU give --amp bf16 or --amp off")
+    if device.type == "cpu" and options.amp == "bf16" and min(options.patch_size) < MIN_BF16_PATCH:
+        raise InputError(
+            f"--amp bf16 on a CPU needs a --patch_size of at least {MIN_BF16_PATCH} along every axis; give --amp off"
+        )
     return device
 
 

@@ -212,7 +212,10 @@ def add_consistency_options(parser: ArgumentParser) -> None:
         "(default: the whole training; the paper's 40 are its 6000 iterations)",
     )
     group.add_argument(
-        "--ramp", choices=("smooth", "stairs"), default="smooth", help="stairs: the public codes' 40 stairs"
+        "--ramp",
+        choices=("smooth", "stairs"),
+        default="smooth",
+        help="stairs: the public codes' 40 stairs, or one per unit of --consistency_rampup",
     )
 
 

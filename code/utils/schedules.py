@@ -7,18 +7,19 @@ RAMP_STEEPNESS = 5.0  # exp(-5 (1 - t)^2), Laine & Aila, ICLR 2017
 STAIRS = 40  # of a ramp over the public codes' 6000 iterations: 6000 / 150
 
 
-def rampup(iteration: float, length: float, shape: str = "smooth") -> float:
+def rampup(iteration: float, length: float, shape: str = "smooth", stairs: float = STAIRS) -> float:
     """Gaussian ramp exp(-5 (1 - min(t, T) / T)^2), in (0, 1].
 
     Args:
         iteration: t, counted from 0.
         length: T in iterations; 0 means no ramp.
-        shape: `smooth`, or `stairs` of the public codes (40 stairs over T; 0.9969 on the last one).
+        shape: `smooth`, or `stairs` of the public codes (0.9969 on the last of 40).
+        stairs: how many there are over T.
     """
     if length <= 0:
         return 1.0
     if shape == "stairs":
-        progress = math.floor(iteration * STAIRS / length) / STAIRS
+        progress = math.floor(iteration * stairs / length) / stairs
     else:
         progress = iteration / length
     progress = min(progress, 1.0)

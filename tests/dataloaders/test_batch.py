@@ -12,6 +12,7 @@ from dataloaders.batch import (
     BatchStream,
     CaseStore,
     available_memory,
+    delivered,
     make_loader,
     read_region,
     resample,
@@ -118,6 +119,24 @@ def test_batches_do_not_depend_on_workers_or_start(root, workers, start):
     assert len(loaded) == 6 - start
     for iteration, batch in enumerate(loaded, start):
         assert_same(batch, stream[iteration])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bad_input_met_by_a_worker_is_one_sentence(root, workers, monkeypatch):
+    stream = make_stream(root, **STRONG)
+
+    def fail(*args):
+        raise InputError("case L0 has a NaN")
+
+    monkeypatch.setattr(stream.store, "image", fail)
+    with pytest.raises(InputError) as error:
+        next(delivered(make_loader(stream, 0, workers, pin_memory=False)))
+    assert str(error.value) == "case L0 has a NaN"
+
+
+def test_no_more_workers_than_cores(root, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert make_loader(make_stream(root, **STRONG), 0, 9, pin_memory=False).num_workers == 2
 
 
 @pytest.mark.parametrize("workers", [0, 1])

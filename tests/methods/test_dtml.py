@@ -59,9 +59,7 @@ def test_con_scale_2_equals_two_full_backward_passes(build, make_batch):
     for network in (method.m_s, method.m_d):
         public = [
             a + b
-            for a, b in zip(
-                gradients(network, seg + mask + agreement), gradients(network, agreement), strict=True
-            )
+            for a, b in zip(gradients(network, seg + mask + agreement), gradients(network, agreement), strict=True)
         ]
         assert_close(gradients(network, total), public)
 

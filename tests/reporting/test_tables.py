@@ -48,6 +48,11 @@ def test_case_table_shows_a_missed_case_and_counts_it():
     assert mean == ["mean ± sd", "60.00 ± 52.92", "55.56 ± 50.92", "1.50 ± 0.71 (1 missed)", "6.00 ± 2.83 (1 missed)"]
 
 
+def test_a_distance_says_that_nothing_was_missed():
+    mean = cells(case_table([score("a", 0.8, 2.0), score("b", 0.8, 2.0)], "seg", "none"))[-1]
+    assert mean[1] == "80.00 ± 0.00" and mean[3].endswith("(0 missed)") and mean[4].endswith("(0 missed)")
+
+
 def test_every_case_missed():
     mean = cells(case_table([MISSED, score("c", 0.0, math.nan)], "seg", "none"))[-1]
     assert mean[3:] == ["- ± - (2 missed)"] * 2

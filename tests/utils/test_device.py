@@ -15,7 +15,7 @@ from utils.errors import InputError
 
 
 def asked(device: str | None = None, gpu: int | None = None, amp: str = "off", compile: bool = False) -> Namespace:
-    return Namespace(device=device, gpu=gpu, amp=amp, compile=compile)
+    return Namespace(device=device, gpu=gpu, amp=amp, compile=compile, patch_size=[48, 64, 48])
 
 
 @pytest.fixture
@@ -72,6 +72,16 @@ def test_what_the_machine_lacks_is_an_input_error_naming_the_flag(gpus, count, o
     with pytest.raises(InputError) as error:
         pick_device(options)
     assert all(flag in str(error.value) for flag in flags)
+
+
+def test_bf16_on_a_cpu_refuses_patches_that_it_would_ruin(gpus):
+    options = asked("cpu", amp="bf16")
+    options.patch_size = [64, 64, 32]
+    gpus(1)
+    with pytest.raises(InputError, match="--patch_size"):
+        pick_device(options)
+    options.device = "cuda"
+    assert pick_device(options).type == "cuda"
 
 
 def test_gpu_0_without_a_gpu_on_this_machine():

@@ -3,6 +3,7 @@ from argparse import Namespace
 
 import pytest
 
+from methods import METHODS
 from utils.schedules import geometric, learning_rate, rampup
 
 STEPS = Namespace(
@@ -21,6 +22,14 @@ def test_stairs_are_the_public_formula_at_every_iteration():
     for iteration in range(6300):
         epoch = min(iteration // 150, 40)  # the public codes stop at 6000
         assert rampup(iteration, 6000, "stairs") == pytest.approx(math.exp(-5 * (1 - epoch / 40) ** 2), rel=1e-12)
+
+
+def test_a_ramp_given_by_hand_has_a_stair_per_unit(tiny_options):
+    """--consistency_rampup 20 --ramp stairs of the public codes: 20 stairs of 150 iterations."""
+    method = METHODS["dtc"](tiny_options("dtc", "--ramp", "stairs", "--consistency_rampup", "20"))
+    for iteration in (0, 149, 150, 1500, 2999, 3000):
+        expected = math.exp(-5 * (1 - min(iteration // 150, 20) / 20) ** 2)
+        assert method.consistency_weight(iteration) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("length", [40, 100, 250, 999, 2250.0, 1500])
