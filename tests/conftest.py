@@ -15,20 +15,10 @@ from train import parse_options
 from utils.metrics import summarise
 
 PATCH = 32  # the smallest patch that every method supports
-TINY = [
-    "--preset",
-    "demo",
-    "--patch_size",
-    "32",
-    "32",
-    "32",
-    "--n_filters",
-    "8",
-    "--device",
-    "cpu",
-    "--image_every",
-    "0",
-]
+TINY = (  # of its own lengths and rate, so that the demo can change without the tests
+    "--preset demo --max_iterations 200 --base_lr 0.01 --lr_schedule steps --patch_size 32 32 32 --n_filters 8 "
+    "--device cpu --image_every 0"
+).split()
 
 
 def pytest_addoption(parser):

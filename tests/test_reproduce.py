@@ -184,11 +184,11 @@ def test_kept_results_count_without_the_run_folder_and_wherever_the_scans_are(fl
 
 
 def test_other_options_are_another_run_and_destroy_nothing(flags, scripts, tmp_path, capsys):
-    main(["table2", *flags, "--only", "v_net"])
+    main(["table2", *flags, "--only", "v_net", "--base_lr", "0.02"])
     before = (tmp_path / "out" / "runs" / "v_net_seed1337" / "metrics.json").stat().st_mtime_ns
     scripts.clear()
     assert main(["table2", *flags, "--only", "v_net", "--base_lr", "0.1"]) == 0
-    assert "v_net_seed1337 is there with --base_lr 0.01 and stays" in capsys.readouterr().out
+    assert "v_net_seed1337 is there with --base_lr 0.02 and stays" in capsys.readouterr().out
     ((_, name), _) = scripts
     assert name.startswith("v_net_seed1337_")
     assert (tmp_path / "out" / "runs" / "v_net_seed1337" / "metrics.json").stat().st_mtime_ns == before

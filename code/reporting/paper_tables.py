@@ -144,8 +144,13 @@ def setting_note(scores: Sequence[Scores], flags: str) -> str:
 
 
 def _machine(scores: Scores) -> str:
-    machine = scores.get("training_machine") or scores.get("test_machine") or {}
-    return machine.get("gpu") or f"{machine.get('processor', 'unknown')}, {machine.get('threads', '?')} threads"
+    machine, where = scores.get("training_machine"), ""
+    if not machine:  # trained before it was recorded
+        machine, where = scores.get("test_machine"), " in the test"
+    if not machine:
+        return "unknown"
+    threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
+    return (machine["gpu"] or f"{machine['processor']} with {threads}") + where
 
 
 def printed_notes(rows: Mapping[str, Sequence[Scores]]) -> str:
@@ -173,7 +178,7 @@ def paired_note(lines: Sequence[Sequence[str]]) -> str:
     return (
         "Per case, mean over the seeds that both rows have, no filter; a missed case counts with the diagonal of its "
         "volume. Bootstrap interval over cases; two-sided p of the paired t-test (as in the paper), after Holm's "
-        f"correction for these {len(lines)} tests, and of the signed-rank test; d_z is mean / sd of the differences."
+        f"correction for all tests listed ({len(lines)}), and of the signed-rank test; d_z: mean / sd of the differences."
     )
 
 

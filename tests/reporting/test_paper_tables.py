@@ -71,13 +71,15 @@ def test_old_scores_without_memory(make_scores):
     del scores["peak_memory_gib"], scores["training_machine"]
     assert system_lines(SYSTEMS["v_net"], [scores])[1].cells()[-1] == ""
     assert "unknown" in setting_note([scores], "")
+    scores["test_machine"] = {"processor": "Abacus 81", "threads": 1, "gpu": None}
+    assert "Abacus 81 with 1 thread in the test" in setting_note([scores], "")
 
 
 def test_the_note_says_what_was_measured_and_where(make_scores):
-    note = setting_note([make_scores(DICE), make_scores(DICE, flags=("--max_iterations", "7"))], "--base_lr 0.1")
+    note = setting_note([make_scores(DICE, flags=("--max_iterations", n)) for n in ("200", "7")], "--base_lr 0.1")
     for part in ("--preset demo --split official, 200 iterations", "7 iterations", "--base_lr 0.1", "4 test scans"):
         assert part in note
-    assert "last iterate" in note and "Abacus 80, 2 threads" in note
+    assert "last iterate" in note and "Abacus 80 with 2 threads" in note
     assert setting_note([], "").endswith("Nothing is measured yet.")
 
 
@@ -118,7 +120,7 @@ def test_equal_rows_have_nothing_to_test(rows):
 def test_report_has_all_four_metrics(rows):
     report = paired_report([("v_net", "dtml_labeled")], rows)
     assert all(heading in report for heading, _, _ in COLUMNS.values())
-    assert "for these 4 tests" in report
+    assert "tests listed (4)" in report
 
 
 def test_write_table(rows, tmp_path):
