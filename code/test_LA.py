@@ -45,7 +45,12 @@ PACKAGES = ("torch", "numpy", "scipy", "edt")  # whose versions are written besi
 
 def make_parser() -> ArgumentParser:
     """Flags of a test; what a run was trained with is taken from the run."""
-    parser = ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter, allow_abbrev=False)
+    parser = ArgumentParser(
+        usage="%(prog)s --exp NAME [NAME ...] [flags]",
+        description=__doc__,
+        formatter_class=flags.HelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--exp", nargs="+", required=True, metavar="NAME", help="run to score; several are compared")
     parser.add_argument("--model_path", default="model", help="folder of all runs")
     parser.add_argument("--weights", choices=tuple(CHECKPOINTS), default="last", help="checkpoint to score")

@@ -1,4 +1,9 @@
-"""Train any method: parse, build, hand over to the engine."""
+"""Train a method on few labeled and many unlabeled scans.
+
+Everything is written to <model_path>/<exp>/; stop at any time and continue with --resume. Defaults are the paper's; a
+preset changes many at once, a flag given by hand always wins. Score the run with test_LA.py --exp NAME. Flags of
+another method are shown by --method NAME --help.
+"""
 
 import contextlib
 import dataclasses
@@ -29,7 +34,7 @@ LESS_MEMORY = "lower --batch_size, --patch_size or --n_filters, or give --amp bf
 
 def parse_options(argv: Sequence[str] | None = None, method: str | None = None) -> Namespace:
     """All flags of a training, checked and resolved; with --resume those of the run."""
-    options, by_hand = parse_in_two_strides(argv, __doc__.splitlines()[0], METHODS, method)
+    options, by_hand = parse_in_two_strides(argv, __doc__, METHODS, method)
     options.exp = options.exp or runs.default_exp(options)
     return runs.resumed_options(options, by_hand)
 

@@ -180,7 +180,7 @@ def test_kept_results_count_without_the_run_folder_and_wherever_the_scans_are(fl
     (tmp_path / "scans").symlink_to(phantom)
     elsewhere = ["--model_path", str(tmp_path / "other"), "--root_path", str(tmp_path / "scans")]
     assert main(["table2", *flags, *elsewhere]) == 0
-    assert not scripts
+    assert not scripts and not (tmp_path / "other").exists()
 
 
 def test_other_options_are_another_run_and_destroy_nothing(flags, scripts, tmp_path, capsys):
@@ -292,18 +292,26 @@ time.sleep(60)
 """
 
 
+@pytest.fixture
+def heed_signals():
+    """As in a terminal, also where the tests run in the background and Ctrl-C is ignored."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in reproduce.STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_is_passed_on_and_the_script_may_save(script, lock, tmp_path, number):
+def test_a_signal_is_passed_on_and_the_script_may_save(script, lock, tmp_path, number, heed_signals):
     state, name = tmp_path / "state", script(SAVES)
-    handlers = [signal.getsignal(n) for n in reproduce.STOP_SIGNALS]
-    helper = f"import os, pathlib, time\nwhile not pathlib.Path({str(state)!r}).exists(): time.sleep(0.05)\n"
-    helper += f"time.sleep(0.2)\nos.kill({os.getpid()}, {int(number)})"
-    sender = subprocess.Popen([sys.executable, "-c", helper])
+    sending = f"import os, pathlib, time\nwhile not pathlib.Path({str(state)!r}).exists(): time.sleep(0.05)\n"
+    sending += f"time.sleep(0.2)\nos.kill({os.getpid()}, {int(number)})"
+    sender = subprocess.Popen([sys.executable, "-c", sending])
     with pytest.raises(KeyboardInterrupt):
         run_script_of([name, str(state)], lock)
     sender.wait()
     assert state.read_text() == "saved"
-    assert [signal.getsignal(n) for n in reproduce.STOP_SIGNALS] == handlers
+    assert all(signal.getsignal(n) == signal.default_int_handler for n in reproduce.STOP_SIGNALS)
 
 
 def test_a_script_that_was_stopped_from_outside_ends_the_command(script, lock):
@@ -320,14 +328,15 @@ def test_a_hangup_that_nohup_ignores_stays_ignored(script, lock):
         signal.signal(signal.SIGHUP, before)
 
 
-def test_the_claim_lasts_as_long_as_the_script(script, tmp_path):
+def test_the_claim_lasts_as_long_as_the_script(script, lock, tmp_path):
     """An orphan of a killed command keeps a second command away from its run."""
-    with claim(tmp_path / "run") as lock:
-        orphan = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[lock])
-    with claim(tmp_path / "run") as again:
+    run_script_of([script(f"import os; os.fstat({lock})")], lock)  # fails where the lock is not inherited
+    with claim(tmp_path / "other") as other:
+        orphan = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[other])
+    with claim(tmp_path / "other") as again:
         assert again is None
     orphan.communicate(b"\n")
-    with claim(tmp_path / "run") as again:
+    with claim(tmp_path / "other") as again:
         assert again is not None
 
 
@@ -397,7 +406,7 @@ def test_interrupted_for_real_and_continued(flags, tmp_path):
     while not log.exists():  # it appears with the first iteration
         assert first.poll() is None
         time.sleep(0.2)
-    first.send_signal(signal.SIGINT)
+    first.send_signal(signal.SIGTERM)
     error = first.communicate(timeout=120)[1]
     assert first.returncode == INTERRUPTED and "continues: python code/reproduce.py table2" in error
     saved = runs.load_checkpoint(log.parent / runs.LAST)["iteration"]

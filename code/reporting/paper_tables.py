@@ -178,7 +178,7 @@ def paired_note(lines: Sequence[Sequence[str]]) -> str:
     return (
         "Per case, mean over the seeds that both rows have, no filter; a missed case counts with the diagonal of its "
         "volume. Bootstrap interval over cases; two-sided p of the paired t-test (as in the paper), after Holm's "
-        f"correction for all tests listed ({len(lines)}), and of the signed-rank test; d_z: mean / sd of the differences."
+        f"correction for all tests listed ({len(lines)}), and of the signed-rank test; d_z: mean / sd of differences."
     )
 
 

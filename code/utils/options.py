@@ -373,7 +373,9 @@ def parse_in_two_strides(
 
     Returns: the options, and the names of those that were given by hand.
     """
-    parser = ArgumentParser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+    parser = ArgumentParser(
+        usage="%(prog)s [flags]", description=description, formatter_class=HelpFormatter, allow_abbrev=False
+    )
     if method is None:
         parser.add_argument("--method", choices=tuple(methods), default="dtml", help="what to train")
     add_preset_options(parser)
