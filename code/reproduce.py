@@ -51,7 +51,8 @@ def parse_options(argv: Sequence[str] | None = None) -> tuple[Namespace, list[st
         choices=tuple(SYSTEMS),
         metavar="ROW",
         default=[],
-        help=f"work on these rows alone (figure2: draw these besides V-Net and DTML): {', '.join(SYSTEMS)}",
+        help="work on these rows alone (default: all of the target); figure2 draws them beside V-Net and DTML. "
+        f"There are: {', '.join(SYSTEMS)}",
     )
     parser.add_argument("--model_path", default="model/reproduce", help="folder of the runs")
     parser.add_argument("--out", default="docs/results", help="folder of tables, figures and kept scores")

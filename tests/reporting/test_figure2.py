@@ -38,6 +38,11 @@ def test_normals_look_outwards_and_position_is_that_of_the_mask():
     triangles, normals = mesh(mask, SPACING, MANY)
     outwards = triangles.mean(axis=1) - np.multiply((12, 16, 14), SPACING)
     assert ((normals * outwards).sum(axis=1) > 0).all()
+    triangles, normals = mesh(ball(), (1, 1, 1), MANY)
+    radial = triangles.mean(axis=1) - 15
+    cosine = (normals * radial).sum(axis=1) / np.linalg.norm(radial, axis=1)
+    assert np.quantile(cosine, 0.05) > 0.97  # the steps of the voxels are smoothed
+    triangles, normals = mesh(mask, SPACING, MANY)
     np.testing.assert_allclose(np.linalg.norm(normals, axis=1), 1, rtol=1e-4)
     middle = (triangles.min(axis=(0, 1)) + triangles.max(axis=(0, 1))) / 2
     np.testing.assert_allclose(middle, np.multiply((12, 16, 14), SPACING), atol=0.05)
@@ -94,6 +99,18 @@ def test_colour_is_the_distance_to_the_experts_surface():
     np.testing.assert_allclose(np.median(hue(smaller), axis=0), third / third.max(), atol=0.1)
 
 
+def test_each_face_has_the_colour_of_its_own_place():
+    label = np.zeros((50, 20, 30), bool)
+    label[6:14, 6:14, 18:26] = True
+    both = label.copy()
+    both[36:44, 6:14, 4:12] = True  # far off, to the patient's left
+    _, surface = case_surfaces(Case("", np.zeros(label.shape), label, (0.5, 1.0, 2.0), {"both": both}), MANY)
+    left = surface.corners[:, 0, 0] < -0.5 * 25
+    far = np.array(DISTANCES(1.0)[:3])
+    np.testing.assert_allclose(hue(surface)[left], np.broadcast_to(far / far.max(), (left.sum(), 3)), atol=0.02)
+    assert hue(surface)[~left].min() > 0.6
+
+
 def test_a_prediction_that_fills_the_scan_is_far_from_the_label_everywhere():
     label = ball(radius=5)
     case = Case("", np.zeros(label.shape), label, (1, 1, 1), {"all": np.ones_like(label)})
@@ -104,7 +121,9 @@ def test_a_prediction_that_fills_the_scan_is_far_from_the_label_everywhere():
 def test_empty_masks_have_no_surface():
     nothing = np.zeros((12, 12, 12), bool)
     case = Case("", np.zeros(nothing.shape), nothing, (1, 1, 1), {"some": ball((12, 12, 12), (6, 6, 6), 3)})
-    assert case_surfaces(case, MANY)[0] is None and case_surfaces(case, MANY)[1] is not None
+    expert, some = case_surfaces(case, MANY)
+    assert expert is None
+    np.testing.assert_allclose(hue(some), 1.0, atol=1e-6)  # no distance to nothing
     assert visible_surface(nothing, (1, 1, 1), MANY) is None
 
 
@@ -112,7 +131,7 @@ def test_empty_masks_have_no_surface():
 def cases():
     image = np.random.default_rng(0).normal(size=(40, 30, 24))
     label, nothing = ball(image.shape, (20, 15, 12), 8), np.zeros(image.shape, bool)
-    masks = {"V-Net 16/0": ball(image.shape, (18, 15, 12), 8), "$DTML_x$ 16/64": nothing}
+    masks = {"V-Net 16/0": ball(image.shape, (18, 15, 12), 8), "DTML, L_dis 16/64": nothing}
     wide = Case("worst  b", np.zeros((60, 20, 24)), np.zeros((60, 20, 24), bool), (1, 1, 1), dict.fromkeys(masks))
     wide.masks.update({name: ball(wide.image.shape, (30, 10, 12), 6) for name in masks})
     return [Case("best  a", image, label, SPACING, masks, {"V-Net 16/0": "Dice 81.2 %, 95HD - vox"}), wide]
