@@ -92,7 +92,7 @@ def write_figure(cases: Sequence[Case], path: Path) -> list[Path]:
             _draw_surface(ax, surface, case.captions.get(name, ""))
         _write_sides(solids[0])
     for ax, name in zip(grid[0][0], names, strict=True):
-        ax.set_title(name, fontsize=10, weight="bold", parse_math=False)
+        ax.set_title(name, fontsize=10, weight="bold")
     _draw_legend(figure)
     written = [path.with_suffix(".png"), path.with_suffix(".pdf")]
     for file in written:
