@@ -14,7 +14,7 @@ from torch import Tensor
 from dataloaders.batch import Batch
 from methods.base import ConsistencyMethod, Terms
 from utils.losses import dice_loss
-from utils.sdm import SDM_STEEPNESS, prob_from_sdm, signed_distance_batch
+from utils.sdm import SDM_STEEPNESS, add_sdm_empty_argument, add_sdm_k_argument, prob_from_sdm, signed_distance_batch
 
 
 class DualHeadMethod(ConsistencyMethod):
@@ -33,12 +33,7 @@ class DualHeadMethod(ConsistencyMethod):
             action="store_true",
             help="add the binary cross entropy of the segmentation, which the public codes compute but do not use",
         )
-        group.add_argument(
-            "--sdm_empty",
-            choices=("sign", "zeros"),
-            default="sign",
-            help="distance map of a crop without foreground: +1 everywhere, or the public code's zeros",
-        )
+        add_sdm_empty_argument(group)
 
     def __init__(self, options: Namespace):
         super().__init__(options)
@@ -73,9 +68,7 @@ class DTC(DualHeadMethod):
     @staticmethod
     def add_arguments(group) -> None:
         DualHeadMethod.add_arguments(group)
-        group.add_argument(
-            "--sdm_k", type=float, default=SDM_STEEPNESS, help="steepness k of the transform sigmoid(-k z)"
-        )
+        add_sdm_k_argument(group)
 
     def __init__(self, options: Namespace):
         super().__init__(options)

@@ -16,7 +16,7 @@ from dataloaders.batch import Batch
 from methods.base import ConsistencyMethod, Terms
 from utils.losses import dice_ce_loss, dice_loss
 from utils.schedules import geometric
-from utils.sdm import SDM_STEEPNESS, prob_from_sdm, signed_distance_batch
+from utils.sdm import add_sdm_empty_argument, add_sdm_k_argument, prob_from_sdm, signed_distance_batch
 
 
 class DTML(ConsistencyMethod):
@@ -45,12 +45,7 @@ class DTML(ConsistencyMethod):
             default="dice",
             help="form of L_mask: Dice (public code), or 0.5 (cross entropy + Dice) on the transform's logits -k z",
         )
-        group.add_argument(
-            "--sdm_k",
-            type=float,
-            default=SDM_STEEPNESS,
-            help="steepness k of the transform sigmoid(-k z) (Eq. 2)",
-        )
+        add_sdm_k_argument(group)
         group.add_argument(
             "--sdm_k_start",
             type=float,
@@ -64,12 +59,7 @@ class DTML(ConsistencyMethod):
             default=1.0,
             help="factor on the gradient of L_con; 2 restores the public code, which back-propagates it twice",
         )
-        group.add_argument(
-            "--sdm_empty",
-            choices=("sign", "zeros"),
-            default="sign",
-            help="distance map of a crop without foreground, for L_dis: +1 everywhere, or the public code's zeros",
-        )
+        add_sdm_empty_argument(group)
 
     def __init__(self, options: Namespace):
         super().__init__(options)
@@ -78,11 +68,8 @@ class DTML(ConsistencyMethod):
         self.outputs = ("seg", "sdm", "mean") if options.branch == "both" else (options.branch,)
         self.sdm_supervision, self.mask_loss = options.sdm_supervision, options.mask_loss
         self.k, self.k_start = options.sdm_k, options.sdm_k_start or options.sdm_k
-        self.iterations, self.con_scale, self.sdm_empty = (
-            options.max_iterations,
-            options.con_scale,
-            options.sdm_empty,
-        )
+        self.con_scale, self.sdm_empty = options.con_scale, options.sdm_empty
+        self.iterations = options.max_iterations
 
     def training_step(self, batch: Batch, iteration: int) -> Terms:
         k = self.steepness(iteration)

@@ -9,6 +9,23 @@ SDM_STEEPNESS = 1500.0
 EMPTY_RULES = ("sign", "zeros")
 
 
+def add_sdm_k_argument(group) -> None:
+    """The flag of methods that transform a map into a mask."""
+    group.add_argument(
+        "--sdm_k", type=float, default=SDM_STEEPNESS, help="steepness k of the transform sigmoid(-k z) (DTML, Eq. 2)"
+    )
+
+
+def add_sdm_empty_argument(group) -> None:
+    """The flag of methods that regress a map."""
+    group.add_argument(
+        "--sdm_empty",
+        choices=EMPTY_RULES,
+        default="sign",
+        help="target distance map of a crop without foreground: +1 everywhere, or the public code's zeros",
+    )
+
+
 def signed_distance(mask: np.ndarray, empty: str = "sign") -> np.ndarray:
     """Signed distance map of one mask: 0 on the inner boundary, negative inside, positive outside.
 
