@@ -27,7 +27,8 @@ from train import settle
 from utils import runs
 from utils.errors import INTERRUPTED, InputError, run_script
 from utils.jobs import Job, Scores, kept_scores, read_json, run_name, what_is_left
-from utils.options import PRESETS, HelpFormatter, list_paths, repository_path
+from utils.options import HelpFormatter, list_paths, repository_path
+from utils.presets import PRESETS
 
 CODE = Path(__file__).resolve().parent
 KEPT = (runs.OPTIONS, runs.CURVES, runs.METRICS_CSV, runs.METRICS_JSON)  # of a run; the last one says: done

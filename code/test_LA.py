@@ -33,6 +33,8 @@ from utils import runs
 from utils.device import machine, pick_device, place
 from utils.errors import InputError, run_script
 from utils.metrics import evaluate, largest_component, summarise, verify_against_medpy
+from utils.parsing import layer_defaults, require_values
+from utils.presets import COMPAT
 
 POSTS = {"none": lambda mask: mask, "lcc": largest_component}
 CHECKPOINTS = {"last": runs.LAST, "best_val": runs.BEST_VAL}
@@ -70,9 +72,9 @@ def parse_options(argv: Sequence[str] | None, exp: str, trained: dict[str, Any])
     parser = make_parser()
     compat = parser.parse_args(argv).compat
     kept = {key: value for key, value in trained.items() if key not in OF_THE_MACHINE}
-    flags.layer_defaults(parser, kept, flags.COMPAT.get(compat, {}))
+    layer_defaults(parser, kept, COMPAT.get(compat, {}))
     options = Namespace(**{**trained, **vars(parser.parse_args(argv)), "exp": exp})
-    flags.require_values(options)
+    require_values(options)
     return options
 
 

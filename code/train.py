@@ -26,7 +26,8 @@ from utils import runs
 from utils.device import pick_device, set_determinism
 from utils.errors import InputError, run_script
 from utils.journal import Journal
-from utils.options import parse_in_two_strides, repository_path
+from utils.options import repository_path
+from utils.parsing import parse_in_two_strides
 
 SIGNAL_EXIT = 128  # exit status of a run that a signal stopped: 128 + its number, as shells count
 LESS_MEMORY = "lower --batch_size, --patch_size or --n_filters, or give --amp bf16"

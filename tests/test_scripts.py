@@ -111,12 +111,13 @@ def test_every_declared_flag_is_read(parser_of):
 
 
 def is_read(name: str) -> bool:
-    """Whether some line takes the value: as `options.name`, or by its name outside the file that declares it."""
+    """Whether some line takes the value: as `options.name`, or by its name outside the files that declare or set it."""
     attribute = re.compile(rf"\b(options|asked|chosen|args|compat|trained)\.{name}\b(?!\s*=[^=])")
     quoted = re.compile(rf"[\"']{name}[\"']")
+    declaring = ("options.py", "presets.py", "parsing.py", "jobs.py")
     for path in CODE.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
-        if attribute.search(text) or (path.name not in ("options.py", "jobs.py") and quoted.search(text)):
+        if attribute.search(text) or (path.name not in declaring and quoted.search(text)):
             return True
     return False
 

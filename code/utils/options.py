@@ -1,79 +1,15 @@
-"""Every shared flag in titled groups: the only home of defaults, presets and their precedence.
-
-By hand > --compat > --preset > the method's own defaults > the defaults here (which are the paper's).
-"""
+"""Every shared flag in titled groups: the only home of their defaults, which are the paper's."""
 
 import argparse
-import math
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from networks.vnet import GROUPS, MIN_PATCH
-from utils.errors import InputError
+from utils.presets import COMPAT, PRESETS
 from utils.schedules import RAMP_UNIT
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAPER_ITERATIONS = 6000  # what schedule lengths are fractions of
-LR_STEP_FRACTION = 2500 / PAPER_ITERATIONS
-SAVE_FRACTION = 1000 / PAPER_ITERATIONS
-
-
-def cpu_has_bf16() -> bool:
-    """Whether this processor multiplies bfloat16 natively; elsewhere bf16 would be slower than float32."""
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private: a release may lack them
-    return any(getattr(torch.cpu, probe, bool)() for probe in probes)
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "cpu": {  # chosen on lines 49-64 of dev_train.list, trained on lines 1-48: docs/results/cpu_preset.md
-        "scale": 0.5,
-        "patch_size": [64, 64, 48],
-        "n_filters": 8,
-        "dropout": 0.0,
-        "max_iterations": 3000,
-        "lr_schedule": "cosine",
-        "aug_zoom": 0.2,
-        "aug_rotate": 15.0,
-        "aug_intensity": 0.2,
-        "num_workers": 0,
-        "amp": "bf16" if cpu_has_bf16() else "off",
-        "stride_xy": 16,
-        "stride_z": 16,
-    },
-    "demo": {  # minutes on two cores: the phantom of make_phantom.py; docs/results/phantom.md
-        "root_path": "data/phantom",
-        "labelnum": 4,
-        "patch_size": [48, 48, 32],
-        "n_filters": 8,
-        "dropout": 0.0,
-        "max_iterations": 400,
-        "base_lr": 0.03,
-        "lr_schedule": "cosine",
-        "num_workers": 0,
-        "stride_xy": 16,
-        "stride_z": 16,
-    },
-}
-COMPAT: dict[str, dict[str, Any]] = {
-    "public": {
-        "flip": "always",
-        "crop_bound": "exclusive",
-        "ramp": "stairs",
-        "sdm_empty": "zeros",
-        "con_scale": 2.0,
-        "eval_empty": "zeros",
-        "post": "lcc",
-        "head": "seg",
-    },
-}
-
-
-AT_LEAST = {
+AT_LEAST = {  # the smallest value of a flag that makes sense
     **dict.fromkeys(
         "max_iterations batch_size n_filters labelnum lr_step save_every val_every log_every "
         "stride_xy stride_z window_batch".split(),
@@ -301,58 +237,6 @@ def add_compat_option(parser: ArgumentParser) -> None:
     )
 
 
-def layer_defaults(parser: ArgumentParser, *layers: Mapping[str, Any]) -> None:
-    """Set defaults from layers, the strongest last; entries whose flag is not declared here are passed over."""
-    declared = {action.dest for action in parser._actions}
-    for layer in layers:
-        parser.set_defaults(**{key: value for key, value in layer.items() if key in declared})
-
-
-def resolve(options: Namespace, uses_unlabeled: bool) -> Namespace:
-    """Check the values and fill in what depends on others: schedule lengths, batch layout, paths."""
-    require_values(options)
-    groups_fit = options.norm != "group" or options.n_filters % GROUPS == 0 or GROUPS % options.n_filters == 0
-    _require(options, "n_filters", groups_fit, f"must be a multiple of {GROUPS} with --norm group")
-    if not uses_unlabeled:
-        options.unlabelnum = 0
-    if options.labeled_bs is None:
-        whole = options.unlabelnum == 0 or options.batch_size == 1
-        options.labeled_bs = options.batch_size if whole else options.batch_size // 2
-    _require(options, "labeled_bs", 1 <= options.labeled_bs <= options.batch_size, "must be in [1, --batch_size]")
-    fractions = {"lr_step": LR_STEP_FRACTION, "save_every": SAVE_FRACTION}
-    for name, fraction in fractions.items():
-        if getattr(options, name) is None:
-            setattr(options, name, max(1, round(fraction * options.max_iterations)))
-    options.val_every = options.val_every or options.save_every
-    if hasattr(options, "consistency_rampup"):
-        units = options.consistency_rampup
-        options.ramp_iterations = options.max_iterations if units is None else units * RAMP_UNIT
-    return options
-
-
-def require_values(options: Namespace) -> None:
-    """Refuse numbers that no run or test can be made with; flags that a script does not have are passed over."""
-    for name, value in vars(options).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InputError(f"--{name} {value} must be a finite number")
-        low = AT_LEAST.get(name)
-        if low is not None and value is not None and value < low:
-            raise InputError(f"--{name} {value} must be at least {low}")
-    for name in POSITIVE & vars(options).keys():
-        _require(options, name, getattr(options, name) > 0, "must be positive")
-    for name in SHARES & vars(options).keys():
-        _require(options, name, 0 <= getattr(options, name) < 1, "must be in [0, 1)")
-    if "patch_size" in options:
-        sizes = " ".join(map(str, options.patch_size))
-        if min(options.patch_size) < MIN_PATCH:
-            raise InputError(f"--patch_size {sizes} must be at least {MIN_PATCH} along every axis")
-
-
-def _require(options: Namespace, name: str, holds: bool, rule: str) -> None:
-    if not holds:
-        raise InputError(f"--{name} {getattr(options, name)} {rule}")
-
-
 def repository_path(path: str | Path) -> Path:
     """A path as the flags mean it: relative ones start at the repository, not at the current folder."""
     return REPOSITORY / path
@@ -364,50 +248,3 @@ def list_paths(options: Namespace) -> tuple[Path, Path]:
     root = repository_path(options.root_path)
     names = (options.train_list, f"{prefix}train.list"), (options.test_list, f"{prefix}test.list")
     return tuple(repository_path(given) if given else root / default for given, default in names)
-
-
-def parse_in_two_strides(
-    argv: Sequence[str] | None, description: str, methods: Mapping[str, Any], method: str | None = None
-) -> tuple[Namespace, set[str]]:
-    """Read --method and --preset first, then everything strictly with that method's own group of flags.
-
-    Returns: the options, and the names of those that were given by hand.
-    """
-    parser = ArgumentParser(
-        usage="%(prog)s [flags]", description=description, formatter_class=HelpFormatter, allow_abbrev=False
-    )
-    if method is None:
-        parser.add_argument("--method", choices=tuple(methods), default="dtml", help="what to train")
-    add_preset_options(parser)
-    first = ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--method", choices=tuple(methods), default="dtml")
-    add_preset_options(first)
-    chosen, _ = first.parse_known_args(argv)
-    key = method or chosen.method
-    cls = methods[key]
-    cls.add_arguments(parser.add_argument_group(f"method {key}"))
-    if hasattr(cls, "consistency_weight"):
-        add_consistency_options(parser)
-    for add in (
-        add_path_options,
-        add_data_options,
-        add_augmentation_options,
-        add_training_options,
-        add_run_options,
-        add_device_options,
-        add_inference_options,
-    ):
-        add(parser)
-    own = cls.presets.get(chosen.preset, {})
-    layer_defaults(parser, cls.defaults, PRESETS[chosen.preset], own, COMPAT.get(chosen.compat, {}))
-    options = parser.parse_args(argv)
-    options.method = key
-    by_hand = _given_by_hand(parser, argv, options) | ({"method"} if method else set())
-    return resolve(options, cls.uses_unlabeled), by_hand
-
-
-def _given_by_hand(parser: ArgumentParser, argv: Sequence[str] | None, options: Namespace) -> set[str]:
-    """Names of the flags that stand on the command line: those that take the place of a mark."""
-    mark = object()
-    marked = parser.parse_args(argv, Namespace(**dict.fromkeys(vars(options), mark)))
-    return {name for name, value in vars(marked).items() if value is not mark}

@@ -1,0 +1,117 @@
+"""From a command line to the options of a run: precedence of defaults, checks, and what depends on other flags.
+
+By hand > --compat > the method's own preset > --preset > the method's defaults > the defaults of options.py.
+"""
+
+import math
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from networks.vnet import GROUPS, MIN_PATCH
+from utils import options as flags
+from utils.errors import InputError
+from utils.presets import COMPAT, PRESETS
+from utils.schedules import RAMP_UNIT
+
+LR_STEP_FRACTION = 2500 / flags.PAPER_ITERATIONS
+SAVE_FRACTION = 1000 / flags.PAPER_ITERATIONS
+
+
+def layer_defaults(parser: ArgumentParser, *layers: Mapping[str, Any]) -> None:
+    """Set defaults from layers, the strongest last; entries whose flag is not declared here are passed over."""
+    declared = {action.dest for action in parser._actions}
+    for layer in layers:
+        parser.set_defaults(**{key: value for key, value in layer.items() if key in declared})
+
+
+def resolve(options: Namespace, uses_unlabeled: bool) -> Namespace:
+    """Check the values and fill in what depends on others: schedule lengths, batch layout, paths."""
+    require_values(options)
+    groups_fit = options.norm != "group" or options.n_filters % GROUPS == 0 or GROUPS % options.n_filters == 0
+    _require(options, "n_filters", groups_fit, f"must be a multiple of {GROUPS} with --norm group")
+    if not uses_unlabeled:
+        options.unlabelnum = 0
+    if options.labeled_bs is None:
+        whole = options.unlabelnum == 0 or options.batch_size == 1
+        options.labeled_bs = options.batch_size if whole else options.batch_size // 2
+    _require(options, "labeled_bs", 1 <= options.labeled_bs <= options.batch_size, "must be in [1, --batch_size]")
+    fractions = {"lr_step": LR_STEP_FRACTION, "save_every": SAVE_FRACTION}
+    for name, fraction in fractions.items():
+        if getattr(options, name) is None:
+            setattr(options, name, max(1, round(fraction * options.max_iterations)))
+    options.val_every = options.val_every or options.save_every
+    if hasattr(options, "consistency_rampup"):
+        units = options.consistency_rampup
+        options.ramp_iterations = options.max_iterations if units is None else units * RAMP_UNIT
+    return options
+
+
+def require_values(options: Namespace) -> None:
+    """Refuse numbers that no run or test can be made with; flags that a script does not have are passed over."""
+    for name, value in vars(options).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"--{name} {value} must be a finite number")
+        low = flags.AT_LEAST.get(name)
+        if low is not None and value is not None and value < low:
+            raise InputError(f"--{name} {value} must be at least {low}")
+    for name in flags.POSITIVE & vars(options).keys():
+        _require(options, name, getattr(options, name) > 0, "must be positive")
+    for name in flags.SHARES & vars(options).keys():
+        _require(options, name, 0 <= getattr(options, name) < 1, "must be in [0, 1)")
+    if "patch_size" in options:
+        sizes = " ".join(map(str, options.patch_size))
+        if min(options.patch_size) < MIN_PATCH:
+            raise InputError(f"--patch_size {sizes} must be at least {MIN_PATCH} along every axis")
+
+
+def _require(options: Namespace, name: str, holds: bool, rule: str) -> None:
+    if not holds:
+        raise InputError(f"--{name} {getattr(options, name)} {rule}")
+
+
+def parse_in_two_strides(
+    argv: Sequence[str] | None, description: str, methods: Mapping[str, Any], method: str | None = None
+) -> tuple[Namespace, set[str]]:
+    """Read --method and --preset first, then everything strictly with that method's own group of flags.
+
+    Returns: the options, and the names of those that were given by hand.
+    """
+    parser = ArgumentParser(
+        usage="%(prog)s [flags]", description=description, formatter_class=flags.HelpFormatter, allow_abbrev=False
+    )
+    if method is None:
+        parser.add_argument("--method", choices=tuple(methods), default="dtml", help="what to train")
+    flags.add_preset_options(parser)
+    first = ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--method", choices=tuple(methods), default="dtml")
+    flags.add_preset_options(first)
+    chosen, _ = first.parse_known_args(argv)
+    key = method or chosen.method
+    cls = methods[key]
+    cls.add_arguments(parser.add_argument_group(f"method {key}"))
+    if hasattr(cls, "consistency_weight"):
+        flags.add_consistency_options(parser)
+    for add in (
+        flags.add_path_options,
+        flags.add_data_options,
+        flags.add_augmentation_options,
+        flags.add_training_options,
+        flags.add_run_options,
+        flags.add_device_options,
+        flags.add_inference_options,
+    ):
+        add(parser)
+    own = cls.presets.get(chosen.preset, {})
+    layer_defaults(parser, cls.defaults, PRESETS[chosen.preset], own, COMPAT.get(chosen.compat, {}))
+    options = parser.parse_args(argv)
+    options.method = key
+    by_hand = _given_by_hand(parser, argv, options) | ({"method"} if method else set())
+    return resolve(options, cls.uses_unlabeled), by_hand
+
+
+def _given_by_hand(parser: ArgumentParser, argv: Sequence[str] | None, options: Namespace) -> set[str]:
+    """Names of the flags that stand on the command line: those that take the place of a mark."""
+    mark = object()
+    marked = parser.parse_args(argv, Namespace(**dict.fromkeys(vars(options), mark)))
+    return {name for name, value in vars(marked).items() if value is not mark}
