@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataloaders.batch import Batch
-from methods.base import ConsistencyMethod, Terms, Turn
+from methods.base import ConsistencyMethod, Terms, Turn, require_unlabeled
 from networks.discriminator import CRITIC_LR, ConfidenceNet, critic_optimizer
 from utils.errors import InputError
 from utils.losses import attention_dice_loss, dice_ce_loss, dice_loss, foreground_logits, foreground_prob, masked_mean
@@ -59,11 +59,7 @@ class ASDNet(ConsistencyMethod):
 
     def __init__(self, options: Namespace):
         super().__init__(options)
-        if options.unlabelnum == 0 or options.labeled_bs == options.batch_size:
-            raise InputError(
-                "--method asdnet learns from unlabeled cases, but no batch holds one; "
-                "see --unlabelnum, --batch_size and --labeled_bs, or train --method supervised"
-            )
+        require_unlabeled(options, "--method asdnet", "train --method supervised")
         if not 0 <= options.gamma <= 1:
             raise InputError(f"--gamma {options.gamma} must be in [0, 1]: it is compared with a probability")
         if options.semi_start is not None and options.semi_start < 0:

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from dataloaders.batch import Batch
 from networks.published import load_published
 from networks.vnet import VNet
+from utils.ema import Teacher
 from utils.errors import InputError
+from utils.losses import foreground_prob
 from utils.schedules import STAIRS, rampup
 
 Terms = dict[str, Tensor]
@@ -118,3 +120,35 @@ class ConsistencyMethod(Method):
         weight = self._consistency * rampup(iteration, **self._ramp)
         self.monitor["consistency_weight"] = weight
         return weight
+
+
+class MeanTeacherMethod(ConsistencyMethod):
+    """A student (two-class softmax) and its exponential moving average as teacher; methods add the step.
+
+    A run is tested with the student, as in the public codes; --head teacher reports the teacher.
+    """
+
+    outputs = ("seg", "teacher")
+
+    def __init__(self, options: Namespace):
+        super().__init__(options)
+        if options.cons_on == "unlabeled":
+            require_unlabeled(options, "--cons_on unlabeled", "give --cons_on all")
+        self.student = self.make_vnet("softmax")
+        self.teacher = Teacher(self.student, options)
+
+    def after_step(self, iteration: int) -> None:
+        self.teacher.update(self.student, iteration)
+
+    def predict(self, image: Tensor, outputs: Iterable[str] | None = None) -> dict[str, Tensor]:
+        networks = {"seg": self.student, "teacher": self.teacher.network}
+        return {name: foreground_prob(networks[name](image)["softmax"]) for name in outputs or self.outputs}
+
+
+def require_unlabeled(options: Namespace, who: str, instead: str) -> None:
+    """Refuse a run without an unlabeled volume in every batch, for a method or flag (`who`) that needs one."""
+    if options.unlabelnum == 0 or options.labeled_bs == options.batch_size:
+        raise InputError(
+            f"{who} needs unlabeled volumes in every batch, but there are none (--batch_size {options.batch_size}, "
+            f"--labeled_bs {options.labeled_bs}, --unlabelnum {options.unlabelnum}); mend these flags, or {instead}"
+        )

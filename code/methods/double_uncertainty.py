@@ -12,25 +12,23 @@ teacher, an average without gradient, could not be learned. Entropies over chann
 
 import math
 from argparse import Namespace
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from dataloaders.batch import Batch
-from methods.base import ConsistencyMethod, Terms
+from methods.base import MeanTeacherMethod, Terms
 from networks.vnet import STRIDE, VNet
-from utils.ema import Maps, Teacher, add_teacher_arguments, mean_over_passes
+from utils.ema import Maps, add_teacher_arguments, mean_over_passes
 from utils.errors import InputError
-from utils.losses import dice_ce_loss, entropy, foreground_prob
+from utils.losses import dice_ce_loss, entropy
 
 SEG, FEAT = "segmentation", "feature"  # the two distributions per voxel: over classes, over channels
 
 
-class DoubleUncertainty(ConsistencyMethod):
-    """A student (two-class softmax), and its exponential moving average as teacher."""
+class DoubleUncertainty(MeanTeacherMethod):
+    """Dice + CE on labeled cases, + lambda(t) (L over the classes + L over the channels)."""
 
-    outputs = ("seg", "teacher")
     defaults = {"consistency": 0.1, "cons_on": "all"}
 
     @staticmethod
@@ -59,8 +57,6 @@ class DoubleUncertainty(ConsistencyMethod):
             raise InputError(
                 f"--patch_size {options.patch_size} must be multiples of {STRIDE} for this method's features"
             )
-        self.student = self.make_vnet("softmax")
-        self.teacher = Teacher(self.student, options)
         self.passes = options.mc_passes
         self.by_variance = {SEG: options.seg_unc == "variance", FEAT: options.feat_unc == "variance"}
         self.own_uncertainty, self.unc_weight = options.unc_reg == "student", options.unc_weight
@@ -98,13 +94,6 @@ class DoubleUncertainty(ConsistencyMethod):
         distance = (prob - mean).square().sum(dim=1, keepdim=True)
         added = entropy(prob) / self.largest[name] if self.own_uncertainty else uncertainty
         return (torch.exp(-uncertainty) * distance).mean() + self.unc_weight * added.mean()
-
-    def after_step(self, iteration: int) -> None:
-        self.teacher.update(self.student, iteration)
-
-    def predict(self, image: Tensor, outputs: Iterable[str] | None = None) -> dict[str, Tensor]:
-        networks = {"seg": self.student, "teacher": self.teacher.network}
-        return {name: foreground_prob(networks[name](image)["softmax"]) for name in outputs or self.outputs}
 
 
 def _distributions(features: Tensor, logits: Tensor) -> Maps:

@@ -14,10 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dataloaders.batch import Batch
-from methods.base import Terms, Turn
+from methods.base import Terms, Turn, require_unlabeled
 from methods.dtc import DualHeadMethod
 from networks.discriminator import CRITIC_LR, SDMCritic, critic_optimizer
-from utils.errors import InputError
 
 UNLABELED, LABELED = 0, 1  # classes of the critic
 CRITIC_WIDTH = 4  # in units of the V-Net's: 64 filters beside 16, as published
@@ -44,11 +43,7 @@ class SASSNet(DualHeadMethod):
 
     def __init__(self, options: Namespace):
         super().__init__(options)
-        if options.unlabelnum == 0 or options.labeled_bs == options.batch_size:
-            raise InputError(
-                "--method sassnet compares labeled with unlabeled cases, but no batch holds an unlabeled one; "
-                "see --unlabelnum, --batch_size and --labeled_bs, or train --method dtc"
-            )
+        require_unlabeled(options, "--method sassnet", "train --method dtc")
         self.critic = SDMCritic(CRITIC_WIDTH * options.n_filters)
         self.critic_lr = options.critic_lr
 

@@ -8,7 +8,7 @@ published. Reconstructed here, after the left-atrium codes: noise, moving averag
 """
 
 from argparse import Namespace
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataloaders.batch import Batch
-from methods.base import ConsistencyMethod, Terms
-from utils.ema import Teacher, add_teacher_arguments
+from methods.base import MeanTeacherMethod, Terms
+from utils.ema import add_teacher_arguments
 from utils.errors import InputError
 from utils.losses import dice_ce_loss, foreground_prob, masked_mean
 
@@ -70,10 +70,9 @@ def draw_transformation(shape: torch.Size, kinds: Collection[str], zoom: float) 
     return Transformation(**{name: value for name, value in drawn.items() if name in kinds})
 
 
-class TCSE(ConsistencyMethod):
-    """A student (two-class softmax), and its exponential moving average as teacher."""
+class TCSE(MeanTeacherMethod):
+    """Dice + CE on labeled cases, + lambda(t) squared disagreement under transformations."""
 
-    outputs = ("seg", "teacher")
     defaults = {"consistency": 0.1, "cons_on": "all"}
 
     @staticmethod
@@ -93,8 +92,6 @@ class TCSE(ConsistencyMethod):
         super().__init__(options)
         if not 0 <= options.pi_zoom < 1:
             raise InputError(f"--pi_zoom {options.pi_zoom} must be in [0, 1)")
-        self.student = self.make_vnet("softmax")
-        self.teacher = Teacher(self.student, options)
         self.kinds, self.zoom, self.no_gradient = tuple(options.pi), options.pi_zoom, options.public_nograd
 
     def training_step(self, batch: Batch, iteration: int) -> Terms:
@@ -117,10 +114,3 @@ class TCSE(ConsistencyMethod):
         prob = foreground_prob(self.teacher.network(self.teacher.perturb(transformed))["softmax"])
         targets, valid = zip(*(pi.undo(volume) for pi, volume in zip(pis, prob, strict=True)), strict=True)
         return torch.stack(targets), torch.stack(valid)  # (N, 1, W, H, D) each
-
-    def after_step(self, iteration: int) -> None:
-        self.teacher.update(self.student, iteration)
-
-    def predict(self, image: Tensor, outputs: Iterable[str] | None = None) -> dict[str, Tensor]:
-        networks = {"seg": self.student, "teacher": self.teacher.network}
-        return {name: foreground_prob(networks[name](image)["softmax"]) for name in outputs or self.outputs}

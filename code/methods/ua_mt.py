@@ -7,14 +7,13 @@ dropout and fresh noise, and the entropy of its mean prediction must lie below a
 
 import math
 from argparse import Namespace
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from dataloaders.batch import Batch
-from methods.base import ConsistencyMethod, Terms
-from utils.ema import Maps, Teacher, add_teacher_arguments, mean_over_passes
+from methods.base import MeanTeacherMethod, Terms
+from utils.ema import Maps, add_teacher_arguments, mean_over_passes
 from utils.losses import binary_entropy, dice_ce_loss, foreground_prob, masked_mean
 from utils.schedules import rampup
 
@@ -26,10 +25,9 @@ def uncertainty_threshold(iteration: int, iterations: int) -> float:
     return (0.75 + 0.25 * rampup(iteration, iterations)) * math.log(2)
 
 
-class UAMT(ConsistencyMethod):
-    """A student (two-class softmax), and its exponential moving average as teacher."""
+class UAMT(MeanTeacherMethod):
+    """Dice + CE on labeled cases, + lambda(t) squared disagreement where the teacher is certain."""
 
-    outputs = ("seg", "teacher")
     defaults = {"consistency": 0.1, "cons_on": "unlabeled"}
 
     @staticmethod
@@ -44,8 +42,6 @@ class UAMT(ConsistencyMethod):
 
     def __init__(self, options: Namespace):
         super().__init__(options)
-        self.student = self.make_vnet("softmax")
-        self.teacher = Teacher(self.student, options)
         self.passes, self.iterations = options.mc_passes, options.max_iterations
         self.scale = NORMALISERS[options.uamt_norm]
 
@@ -67,10 +63,3 @@ class UAMT(ConsistencyMethod):
     @torch.no_grad()
     def _noisy_pass(self, image: Tensor) -> Maps:
         return {"prob": foreground_prob(self.teacher.network(self.teacher.perturb(image))["softmax"])}
-
-    def after_step(self, iteration: int) -> None:
-        self.teacher.update(self.student, iteration)
-
-    def predict(self, image: Tensor, outputs: Iterable[str] | None = None) -> dict[str, Tensor]:
-        networks = {"seg": self.student, "teacher": self.teacher.network}
-        return {name: foreground_prob(networks[name](image)["softmax"]) for name in outputs or self.outputs}

@@ -127,9 +127,3 @@ def _check(options: Namespace) -> None:
             raise InputError(f"--{name} {getattr(options, name)} must be a number of at least 0")
     if getattr(options, "mc_passes", 1) < 1:
         raise InputError(f"--mc_passes {options.mc_passes} must be at least 1")
-    if options.cons_on == "unlabeled" and (options.unlabelnum == 0 or options.labeled_bs == options.batch_size):
-        raise InputError(
-            f"--cons_on unlabeled needs unlabeled volumes in every batch, but there are none (--batch_size "
-            f"{options.batch_size}, --labeled_bs {options.labeled_bs}, --unlabelnum {options.unlabelnum}); "
-            "give --cons_on all, or mend these flags"
-        )

@@ -175,8 +175,6 @@ def test_weights_and_rates_are_flags(build, make_batch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--unlabelnum", "0", "--labeled_bs", "2"], "unlabeled"),
-        (["--batch_size", "2", "--labeled_bs", "2"], "unlabeled"),
         (["--gamma", "1.5"], "--gamma"),
         (["--semi_start", "-1"], "--semi_start"),
     ],

@@ -7,7 +7,6 @@ import torch
 
 from engine import Engine
 from methods.sassnet import LABELED, UNLABELED, SASSNet, critic_target, evaluating
-from utils.errors import InputError
 from utils.schedules import rampup
 
 ITERATION = 150  # of 200
@@ -108,14 +107,6 @@ def test_the_weight_goes_by_both_its_names(tiny_options):
     assert tiny_options("sassnet", "--consistency", "0.015").consistency == 0.015
     weight = SASSNet(tiny_options("sassnet", "--adv_weight", "0.5")).consistency_weight(ITERATION)
     assert weight == 0.5 * rampup(ITERATION, 200)
-
-
-@pytest.mark.parametrize(
-    "flags", [["--unlabelnum", "0", "--labeled_bs", "2"], ["--batch_size", "2", "--labeled_bs", "2"]]
-)
-def test_without_unlabeled_cases_it_says_so(tiny_options, flags):
-    with pytest.raises(InputError, match="unlabeled"):
-        SASSNet(tiny_options("sassnet", *flags))
 
 
 def test_the_critic_grows_with_the_v_net_and_is_the_published_one_at_width_16(tiny_options):

@@ -133,9 +133,6 @@ def test_means_are_float32_without_gradient_and_no_map_is_kept():
         ["--noise_sd", "-1"],
         ["--noise_clip", "nan"],
         ["--mc_passes", "0"],
-        ["--cons_on", "unlabeled", "--unlabelnum", "0"],
-        ["--cons_on", "unlabeled", "--unlabelnum", "0", "--labeled_bs", "2"],
-        ["--cons_on", "unlabeled", "--labeled_bs", "4"],
     ],
 )
 def test_bad_flags_are_named(tiny_options, flags):
