@@ -101,7 +101,7 @@ def score_run(folder: Path, state: dict[str, Any], options: Namespace) -> tuple[
     """
     cases = sound_cases(options, state)
     device = pick_device(options)
-    method = METHODS[options.method](Namespace(**state["options"]))
+    method = METHODS[options.method].of_run(state["options"])
     load_networks(method, state, folder / CHECKPOINTS[options.weights])
     place(method, device, options)
     head = reported_output(method, options)

@@ -55,6 +55,9 @@ class ASDNet(ConsistencyMethod):
             help="iteration at which the loss on unlabeled cases, weighted by --consistency, sets in and its ramp "
             "begins (default: 25 %% of the training)",
         )
+        group.add_argument(
+            "--critic_image", action="store_true", help="show the critic the image, too; the paper's sees labels alone"
+        )
         group.add_argument("--critic_lr", type=float, default=CRITIC_LR, help="constant Adam rate of the critic")
 
     def __init__(self, options: Namespace):
@@ -64,9 +67,11 @@ class ASDNet(ConsistencyMethod):
             raise InputError(f"--gamma {options.gamma} must be in [0, 1]: it is compared with a probability")
         if options.semi_start is not None and options.semi_start < 0:
             raise InputError(f"--semi_start {options.semi_start} is an iteration, counted from 0")
-        self.network, self.critic = self.make_vnet("softmax"), ConfidenceNet(CRITIC_WIDTH * options.n_filters)
+        self.network = self.make_vnet("softmax")
+        self.critic = ConfidenceNet(CRITIC_WIDTH * options.n_filters, in_channels=2 + options.critic_image)
         self.sup_loss, self.att_beta, self.adv_weight = options.sup_loss, options.att_beta, options.adv_weight
         self.semi_loss, self.gamma, self.critic_lr = options.semi_loss, options.gamma, options.critic_lr
+        self.critic_image = options.critic_image
         by_default = round(SEMI_START_FRACTION * options.max_iterations)
         self.semi_start = by_default if options.semi_start is None else options.semi_start
         self._ramp["length"] = min(options.ramp_iterations, options.max_iterations - self.semi_start)
@@ -83,7 +88,7 @@ class ASDNet(ConsistencyMethod):
         labeled = batch.num_labeled
         logits = self.network(batch.image)["softmax"].float()  # (B, 2, W, H, D)
         prob = logits.softmax(dim=1)
-        confidence = self.critic(prob)  # (B, 1, W, H, D), logits
+        confidence = self.critic(self._shown(prob, batch))  # (B, 1, W, H, D), logits
         convincing = F.binary_cross_entropy_with_logits(confidence, torch.ones_like(confidence))
         terms = {
             "supervised": self._supervised_loss(foreground_logits(logits[:labeled]), batch.label),
@@ -113,12 +118,17 @@ class ASDNet(ConsistencyMethod):
     def critic_step(self, batch: Batch, iteration: int) -> Terms:
         """D's turn, on the labeled cases: ground truth against what S gave in its turn, before it stepped."""
         segmented, self._segmented = self._segmented, None
-        real = self.critic(torch.cat((1 - batch.label, batch.label), dim=1))  # (L, 1, W, H, D)
-        fake = self.critic(segmented)
+        truth = torch.cat((1 - batch.label, batch.label), dim=1)
+        real = self.critic(self._shown(truth, batch))  # (L, 1, W, H, D)
+        fake = self.critic(self._shown(segmented, batch))
         return {
             "critic_real": F.binary_cross_entropy_with_logits(real, torch.ones_like(real)),
             "critic_fake": F.binary_cross_entropy_with_logits(fake, torch.zeros_like(fake)),
         }
+
+    def _shown(self, prob: Tensor, batch: Batch) -> Tensor:
+        """What the critic sees of the first volumes of a batch: (N, 2, W, H, D), with --critic_image (N, 3, ...)."""
+        return torch.cat((prob, batch.image[: len(prob)]), dim=1) if self.critic_image else prob
 
     def predict(self, image: Tensor, outputs: Iterable[str] | None = None) -> dict[str, Tensor]:
         return {"seg": foreground_prob(self.network(image)["softmax"])}

@@ -3,11 +3,11 @@
 To add one, copy `supervised.py`, write the step, and add a line to `METHODS`.
 """
 
-from argparse import Namespace
-from collections.abc import Callable, Iterable, Sequence
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -56,9 +56,16 @@ class Method(nn.Module):
     def add_arguments(group) -> None:
         """Declare the method's own flags; shared flags live in utils/options.py."""
 
-    def make_vnet(self, *heads: str) -> VNet:
-        """A V-Net of the width, dropout and norm that the flags ask for."""
-        return VNet(heads, **self._network)
+    @classmethod
+    def of_run(cls, options: Mapping[str, Any]) -> Self:
+        """The method of a stored run; flags that did not exist when it was trained have their defaults."""
+        parser = ArgumentParser(add_help=False)
+        cls.add_arguments(parser)
+        return cls(Namespace(**{**vars(parser.parse_args([])), **options}))
+
+    def make_vnet(self, *heads: str, **settings: Any) -> VNet:
+        """A V-Net of the width, dropout and norm that the flags ask for; `settings` are further ones."""
+        return VNet(heads, **self._network, **settings)
 
     def load_pretrained(self, paths: Sequence[Path]) -> list[str]:
         """Published weights as a start: one file for every V-Net, or one for each in the order of definition.

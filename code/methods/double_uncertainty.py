@@ -4,7 +4,7 @@ There is no public code, and only the paper's abstract was at hand. It states th
 unlabeled cases a Bayesian teacher (dropout) gives a segmentation uncertainty and a feature uncertainty, the latter
 from how information is spread over channels; both weight the disagreement of student and teacher, and a learnable
 uncertainty loss rewards low uncertainty. All else here is our reading of it: two distributions per voxel, p over
-the classes and q over the channels of the last decoder block (a softmax), are treated alike,
+the classes and q over the channels of a decoder block (a softmax; the last block), are treated alike,
     L = mean(exp(-U) ||p_student - mean p_teacher||^2) + b mean(H(p_student)),
 where U is the entropy of the teacher's mean over several passes, and H that of the student: an entropy of the
 teacher, an average without gradient, could not be learned. Entropies over channels are divided by ln(channels).
@@ -42,6 +42,13 @@ class DoubleUncertainty(MeanTeacherMethod):
             "--feat_unc", choices=kinds, default="entropy", help="feature uncertainty: of the mean, or over passes"
         )
         group.add_argument(
+            "--feat_level",
+            type=int,
+            choices=range(4),
+            default=0,
+            help="features: the decoder block after so many halvings, 0 the last one at full resolution",
+        )
+        group.add_argument(
             "--unc_reg",
             choices=("student", "teacher"),
             default="student",
@@ -57,15 +64,15 @@ class DoubleUncertainty(MeanTeacherMethod):
             raise InputError(
                 f"--patch_size {options.patch_size} must be multiples of {STRIDE} for this method's features"
             )
-        self.passes = options.mc_passes
+        self.passes, self.level = options.mc_passes, options.feat_level
         self.by_variance = {SEG: options.seg_unc == "variance", FEAT: options.feat_unc == "variance"}
         self.own_uncertainty, self.unc_weight = options.unc_reg == "student", options.unc_weight
         self.weights = {SEG: options.seg_weight, FEAT: options.feat_weight}
-        self.largest = {SEG: 1.0, FEAT: math.log(options.n_filters)}  # what entropies are divided by
+        channels = options.n_filters * 2**options.feat_level
+        self.largest = {SEG: 1.0, FEAT: math.log(channels)}  # what entropies are divided by
 
     def training_step(self, batch: Batch, iteration: int) -> Terms:
-        features = self.student.features(batch.image)  # (B, F, W, H, D)
-        logits = self.student.apply_heads(features)["softmax"]  # (B, 2, W, H, D)
+        features, logits = self._features_and_logits(self.student, batch.image)  # (B, F, w, h, d), (B, 2, W, H, D)
         seen = self.teacher.sees(batch)
         student = _distributions(features[seen], logits[seen])
         teacher = mean_over_passes(self._noisy_pass, batch.image[seen], self.passes, group=len(batch.image))
@@ -77,11 +84,19 @@ class DoubleUncertainty(MeanTeacherMethod):
 
     @torch.no_grad()
     def _noisy_pass(self, image: Tensor) -> Maps:
-        network: VNet = self.teacher.network
-        features = network.features(self.teacher.perturb(image))
-        maps = _distributions(features, network.apply_heads(features)["softmax"])
+        maps = _distributions(*self._features_and_logits(self.teacher.network, self.teacher.perturb(image)))
         squares = {_squared(name): maps[name].square() for name, wanted in self.by_variance.items() if wanted}
         return maps | squares
+
+    def _features_and_logits(self, network: VNet, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of the block that --feat_level names, before any dropout, and logits of the classes."""
+        tapped: list[Tensor] = []
+        hook = network.decoder[-1 - self.level].register_forward_hook(lambda *call: tapped.append(call[-1]))
+        try:
+            last = network.features(image)
+        finally:
+            hook.remove()
+        return tapped[0], network.apply_heads(last)["softmax"]
 
     def _uncertain_loss(self, name: str, prob: Tensor, teacher: Maps) -> Tensor:
         """One of the two terms; `prob` (N, C, W, H, D) is the student's distribution."""
@@ -97,7 +112,7 @@ class DoubleUncertainty(MeanTeacherMethod):
 
 
 def _distributions(features: Tensor, logits: Tensor) -> Maps:
-    """Probabilities over the classes (N, 2, W, H, D) and over the channels (N, F, W, H, D), float32."""
+    """Probabilities over the classes (N, 2, W, H, D) and over the channels (N, F, w, h, d), float32."""
     return {SEG: logits.float().softmax(dim=1), FEAT: features.float().softmax(dim=1)}
 
 

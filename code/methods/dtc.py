@@ -14,7 +14,14 @@ from torch import Tensor
 from dataloaders.batch import Batch
 from methods.base import ConsistencyMethod, Terms
 from utils.losses import dice_loss
-from utils.sdm import SDM_STEEPNESS, add_sdm_empty_argument, add_sdm_k_argument, prob_from_sdm, signed_distance_batch
+from utils.sdm import (
+    SDM_STEEPNESS,
+    add_sdm_empty_argument,
+    add_sdm_head_argument,
+    add_sdm_k_argument,
+    prob_from_sdm,
+    signed_distance_batch,
+)
 
 
 class DualHeadMethod(ConsistencyMethod):
@@ -34,10 +41,11 @@ class DualHeadMethod(ConsistencyMethod):
             help="add the binary cross entropy of the segmentation, which the public codes compute but do not use",
         )
         add_sdm_empty_argument(group)
+        add_sdm_head_argument(group)
 
     def __init__(self, options: Namespace):
         super().__init__(options)
-        self.network = self.make_vnet("sdm", "seg")
+        self.network = self.make_vnet("sdm", "seg", sdm_head=options.sdm_head)
         self.sdm_weight, self.bce, self.sdm_empty = options.sdm_weight, options.bce, options.sdm_empty
 
     def supervised_terms(self, heads: dict[str, Tensor], batch: Batch) -> Terms:

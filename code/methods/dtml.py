@@ -16,7 +16,13 @@ from dataloaders.batch import Batch
 from methods.base import ConsistencyMethod, Terms
 from utils.losses import dice_ce_loss, dice_loss
 from utils.schedules import geometric
-from utils.sdm import add_sdm_empty_argument, add_sdm_k_argument, prob_from_sdm, signed_distance_batch
+from utils.sdm import (
+    add_sdm_empty_argument,
+    add_sdm_head_argument,
+    add_sdm_k_argument,
+    prob_from_sdm,
+    signed_distance_batch,
+)
 
 
 class DTML(ConsistencyMethod):
@@ -60,11 +66,12 @@ class DTML(ConsistencyMethod):
             help="factor on the gradient of L_con; 2 restores the public code, which back-propagates it twice",
         )
         add_sdm_empty_argument(group)
+        add_sdm_head_argument(group)
 
     def __init__(self, options: Namespace):
         super().__init__(options)
         self.m_s = self.make_vnet("seg") if options.branch != "sdm" else None
-        self.m_d = self.make_vnet("sdm") if options.branch != "seg" else None
+        self.m_d = self.make_vnet("sdm", sdm_head=options.sdm_head) if options.branch != "seg" else None
         self.outputs = ("seg", "sdm", "mean") if options.branch == "both" else (options.branch,)
         self.sdm_supervision, self.mask_loss = options.sdm_supervision, options.mask_loss
         self.k, self.k_start = options.sdm_k, options.sdm_k_start or options.sdm_k

@@ -87,12 +87,18 @@ class TCSE(MeanTeacherMethod):
             action="store_true",
             help="negative control: the public code's consistency term, which has no gradient",
         )
+        group.add_argument(
+            "--public_zoom",
+            action="store_true",
+            help="negative control: the public code's zoom, made twice and undone once, so that targets are displaced",
+        )
 
     def __init__(self, options: Namespace):
         super().__init__(options)
         if not 0 <= options.pi_zoom < 1:
             raise InputError(f"--pi_zoom {options.pi_zoom} must be in [0, 1)")
         self.kinds, self.zoom, self.no_gradient = tuple(options.pi), options.pi_zoom, options.public_nograd
+        self.zoom_twice = options.public_zoom
 
     def training_step(self, batch: Batch, iteration: int) -> Terms:
         logits = self.student(batch.image)["softmax"]  # (B, 2, W, H, D)
@@ -110,7 +116,10 @@ class TCSE(MeanTeacherMethod):
     def _target(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The teacher's probability of the transformed image, brought back, and where it is known; a pi per volume."""
         pis = [draw_transformation(image.shape, self.kinds, self.zoom) for _ in image]
-        transformed = torch.stack([pi.apply(volume) for pi, volume in zip(pis, image, strict=True)])
+        given = (
+            [Transformation(pi.zoom).apply(x) for pi, x in zip(pis, image, strict=True)] if self.zoom_twice else image
+        )
+        transformed = torch.stack([pi.apply(volume) for pi, volume in zip(pis, given, strict=True)])
         prob = foreground_prob(self.teacher.network(self.teacher.perturb(transformed))["softmax"])
         targets, valid = zip(*(pi.undo(volume) for pi, volume in zip(pis, prob, strict=True)), strict=True)
         return torch.stack(targets), torch.stack(valid)  # (N, 1, W, H, D) each

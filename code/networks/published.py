@@ -39,7 +39,7 @@ def load_published(network: VNet, path: Path) -> list[str]:
     Raises: InputError for a file that cannot be read, or holds another architecture, width or norm.
     """
     weights = _read(path)
-    layers = _head_layers(weights)
+    layers = {head: layer for head, layer in _head_layers(weights).items() if _is_published(network, head)}
     names = {ours: theirs for ours in network.state_dict() if (theirs := _published_name(ours, layers)) is not None}
     _require_fit(network, weights, names, path)
     loaded = {ours: weights[theirs] for ours, theirs in names.items() if theirs in weights}
@@ -82,6 +82,11 @@ def _head_layers(weights: Weights) -> dict[str, str]:
     if channels.get(segmentation) in SEGMENTATION_HEADS:
         layers[SEGMENTATION_HEADS[channels[segmentation]]] = segmentation
     return layers
+
+
+def _is_published(network: VNet, head: str) -> bool:
+    """Whether a head is of the public codes' form: a single convolution."""
+    return head in network.heads and isinstance(network.heads[head], nn.Conv3d)
 
 
 def _published_name(ours: str, layers: dict[str, str]) -> str | None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 HEAD_CHANNELS = {"seg": 1, "sdm": 1, "softmax": 2}
 STRIDE = 16  # four halvings: what each axis must be a multiple of
 MIN_PATCH = 32  # below this the deepest feature map has one voxel per axis and batch norm degenerates
+SDM_HEADS = ("conv", "block")  # before the tanh: a 1x1x1 convolution alone, or with a 3x3x3 block before it
 GROUPS = 8  # channels are always multiples of 8 from width 8 on
 
 
@@ -38,6 +39,8 @@ class VNet(nn.Module):
         n_filters: channels at full resolution; doubled at each of the four levels below.
         dropout: probability of the channel-wise dropout after the deepest block and before the heads.
         norm: `batch`, `instance` or `group`.
+        sdm_head: `conv` for the public codes' head, `block` for the papers' "3D convolution block" (a 3x3x3
+            convolution, norm and ReLU) before it.
     Any input size works: it is padded to a multiple of 16 by repeating the border, and the output is cropped back.
     """
 
@@ -47,6 +50,7 @@ class VNet(nn.Module):
         n_filters: int = 16,
         dropout: float = 0.5,
         norm: str = "batch",
+        sdm_head: str = "conv",
     ):
         super().__init__()
         depths, widths = (1, 2, 3, 3, 3), [n_filters * 2**level for level in range(5)]
@@ -73,6 +77,8 @@ class VNet(nn.Module):
         )
         self.dropout = nn.Dropout3d(dropout)
         self.heads = nn.ModuleDict({name: nn.Conv3d(n_filters, HEAD_CHANNELS[name], 1) for name in heads})
+        if sdm_head == "block" and "sdm" in self.heads:
+            self.heads["sdm"] = nn.Sequential(block(1, n_filters), self.heads["sdm"])
 
     def features(self, image: Tensor) -> Tensor:
         """Output of the last decoder block, before its dropout.

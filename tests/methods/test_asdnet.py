@@ -152,6 +152,15 @@ def test_the_segmenter_is_evaluated_once_and_the_critic_sees_that_result(build, 
     assert method._segmented is None  # nothing is kept until the next iteration
 
 
+def test_the_critic_sees_the_image_if_asked_to(build, make_batch):
+    engine, batch, asked = build("--critic_image"), make_batch(), []
+    engine.method.critic.register_forward_hook(lambda module, args, logits: asked.append(args[0]))
+    engine.step(batch)
+    assert [len(given) for given in asked] == [4, 2, 2]  # S's turn on all cases; truth and segmentation of the labeled
+    assert all(torch.equal(given[:, 2:], batch.image[: len(given)]) for given in asked)
+    assert torch.equal(asked[1][:, 1:2], batch.label)
+
+
 def test_attention_dice_by_its_flag(build, make_batch):
     batch = make_batch()
     method = build("--sup_loss", "att_dice", "--att_beta", "1.5", "--norm", "instance").method

@@ -1,6 +1,7 @@
 """What every entry of METHODS keeps to, so that training and testing need to know nothing else about a method."""
 
 import shutil
+from argparse import ArgumentParser
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,16 @@ CPU = torch.device("cpu")
 NO_CASES = Split([], [], [])  # batches come from the tests
 SMALL_BATCH = ["--batch_size", "2"]
 QUICKER = {"mc_passes": 2}  # for the methods that have such a flag
+VARIANTS = [  # flags that change networks, or what they are asked
+    ("dtml", "--branch seg"),
+    ("dtml", "--branch sdm"),
+    ("dtml", "--sdm_supervision both --sdm_head block"),
+    ("dtc", "--sdm_head block --bce"),
+    ("sassnet", "--sdm_head block"),
+    ("asdnet", "--critic_image --sup_loss att_dice --semi_loss nll"),
+    ("tcse", "--public_zoom"),
+    ("double_uncertainty", "--feat_level 2 --seg_unc variance"),
+]
 SEMI_SUPERVISED = [name for name, method in METHODS.items() if method.uses_unlabeled]
 
 Build = Callable[..., Engine]
@@ -56,9 +67,9 @@ def driven(turn) -> list[Tensor]:
     return [parameter for group in turn.optimizer.param_groups for parameter in group["params"]]
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_term_reaches_its_player_and_nothing_else(build, batch_for, name):
-    engine, batch = build(name), batch_for(name)
+@pytest.mark.parametrize(("name", "flags"), [*((name, "") for name in METHODS), *VARIANTS])
+def test_every_term_reaches_its_player_and_nothing_else(build, batch_for, name, flags):
+    engine, batch = build(name, *flags.split()), batch_for(name)
     parameters = dict(engine.method.train().named_parameters())
     trainable = {key for key, parameter in parameters.items() if parameter.requires_grad}
     trained: set[str] = set()
@@ -157,6 +168,20 @@ def test_predictions_are_probabilities_of_the_outputs_asked_for(build, name, sha
         assert max(float(prob.max()) for prob in everything.values()) > 0.9
         for sdm in method.signed_maps(image).values():
             assert sdm.shape == shape and sdm.abs().max() <= 1
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_from_before_a_flag_existed_has_its_default(tiny_options, name):
+    options = vars(tiny_options(name))
+    own = ArgumentParser()
+    METHODS[name].add_arguments(own)
+    flags = {action.dest for action in own._actions} - {"help", "consistency"}
+    older = {key: value for key, value in options.items() if key not in flags}
+    shapes = [
+        {key: value.shape for key, value in METHODS[name].of_run(stored).state_dict().items()}
+        for stored in (options, older)
+    ]
+    assert shapes[0] == shapes[1]
 
 
 @pytest.mark.parametrize("name", METHODS)

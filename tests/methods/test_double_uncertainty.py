@@ -66,6 +66,18 @@ def test_terms_are_the_formula(build, make_batch, kind, source):
         torch.testing.assert_close(terms[name].double(), weight * value, rtol=1e-4, atol=1e-8)
 
 
+@pytest.mark.parametrize("level", [1, 3])
+def test_features_may_be_those_of_a_deeper_block(build, make_batch, level):
+    method, batch = build("--mc_passes", "1", "--noise_sd", "0", "--feat_level", str(level)), make_batch(size=SIZE)
+    term = method.training_step(batch, ITERATION)[FEAT] / method.consistency_weight(ITERATION)
+    maps = []
+    method.student.decoder[3 - level].register_forward_hook(lambda module, args, output: maps.append(output))
+    method.student(batch.image)
+    assert maps[0].shape == (4, 8 << level, *[SIZE >> level] * 3)
+    expected = plogp(maps[0].double().softmax(1)).mean() / math.log(8 << level)  # b H: student and teacher agree
+    torch.testing.assert_close(term.double(), expected, rtol=1e-4, atol=1e-8)
+
+
 def test_terms_have_weights_of_their_own(build, make_batch):
     batch = make_batch(size=SIZE)
 

@@ -147,6 +147,20 @@ def test_public_nograd_is_a_number_without_a_gradient(build, make_batch):
     assert terms["supervised"].requires_grad
 
 
+def test_public_zoom_is_made_twice_and_undone_once(build, make_batch, monkeypatch):
+    """The teacher sees 1.21 where 1.1 was drawn, so that its answer comes back 1.1 times too large."""
+    monkeypatch.setattr("methods.tcse.draw_transformation", lambda *_: Transformation(1.1, turns=1))
+    axes = torch.meshgrid(*[torch.linspace(-0.5, 0.5, SIZE)] * 3, indexing="ij")
+    image = (axes[0] + 2 * axes[1])[None, None]  # linear, so that zooms scale it about its centre
+    prob = {}
+    for flags in ((), ("--public_zoom",)):
+        method = build("--noise_sd", "0", *flags)
+        method.teacher.network = Pointwise()
+        target, valid = method._target(image)
+        prob[flags] = torch.logit(target)[valid] / 3  # of the logits -x and 2 x
+    torch.testing.assert_close(prob["--public_zoom",], prob[()] / 1.1, atol=2e-3, rtol=0)  # interpolates sigmoids
+
+
 @pytest.mark.parametrize("zoom", ["1", "-0.1", "nan"])
 def test_a_zoom_to_nothing_is_refused(build, zoom):
     with pytest.raises(InputError, match="--pi_zoom"):

@@ -172,6 +172,16 @@ def test_heads_that_the_file_lacks_keep_their_values(tmp_path, classes, heads, l
         assert torch.equal(value, before[name]) == kept, name
 
 
+def test_a_map_head_of_the_papers_form_keeps_its_values(tmp_path):
+    path, network = tmp_path / "dtc.pth", VNet(("sdm", "seg"), WIDTH, sdm_head="block")
+    torch.save(published(1, 1).state_dict(), path)
+    before = snapshot(network)
+    assert load_published(network, path) == ["sdm"]
+    changed = {key for key, value in network.state_dict().items() if not torch.equal(value, before[key])}
+    assert not any(key.startswith("heads.sdm.") for key in changed)
+    assert {"heads.seg.weight", "encoder.0.0.weight", "decoder.3.0.weight"} <= changed
+
+
 def without(*names: str):
     return lambda weights: {name: value for name, value in weights.items() if name not in names}
 

@@ -48,6 +48,19 @@ def test_parameter_counts(heads, parameters):
     assert count(VNet(heads)) == parameters
 
 
+def test_the_papers_map_head_has_a_block_before_it(make_network):
+    """A 3x3x3 convolution of 16 to 16 channels (6928 parameters) and its batch norm (32)."""
+    assert count(VNet(("sdm", "seg"), sdm_head="block")) == 9_448_866 + 6928 + 32
+    network, image = make_network("sdm", "seg", sdm_head="block"), volume(32, 32, 32)
+    block, last = network.heads["sdm"]
+    with torch.no_grad():
+        features = network.features(image)
+        conv = F.conv3d(features, block[0].weight, block[0].bias, padding=1)
+        outputs = network(image)
+        torch.testing.assert_close(outputs["sdm"], last(F.relu(block[1](conv))).tanh())
+        torch.testing.assert_close(outputs["seg"], network.heads["seg"](features))
+
+
 def test_dtml_has_two_single_head_networks(tiny_options):
     """The public code's two dual-head networks have 18,897,732; 17 of each are never used."""
     from methods import METHODS
