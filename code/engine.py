@@ -40,13 +40,25 @@ class Stopped(Exception):
 
 
 class Engine:
-    """Trains one method in one run folder."""
+    """Trains one method in one run folder.
 
-    def __init__(self, options: Namespace, method: Method, split: Split, folder: Path, device: torch.device):
+    `preprocessing` is the record of the data folder, which the run hands on; None, the published LA files' rule.
+    """
+
+    def __init__(
+        self,
+        options: Namespace,
+        method: Method,
+        split: Split,
+        folder: Path,
+        device: torch.device,
+        preprocessing: dict[str, Any] | None = None,
+    ):
         self.options, self.split, self.folder, self.device = options, split, folder, device
         self.method = place(method, device, options)
         self.turns = method.turns()
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.amp == "fp16")
+        self.preprocessing = preprocessing
         self.iteration = 0  # finished ones
         self.seconds = 0.0  # of training steps, over all resumptions
         self.peak_memory = 0.0  # GiB, the largest of the finished parts of a resumed run
@@ -208,6 +220,7 @@ class Engine:
                 "best_val": self.best_val,
                 "options": vars(self.options),
                 "cases": dataclasses.asdict(self.split),
+                "preprocessing": self.preprocessing,
                 "rng": runs.rng_state(),
             },
         )

@@ -18,6 +18,7 @@ import torch
 
 from dataloaders import la_heart
 from dataloaders.batch import CaseStore
+from dataloaders.preprocess import read_record
 from dataloaders.split import Split, training_split
 from engine import Engine, Stopped, reported_output
 from methods import METHODS
@@ -60,12 +61,13 @@ def train(options: Namespace) -> int:
     set_determinism(options.deterministic)
     method = METHODS[options.method](options)
     reported_output(method, options)
-    state = _load_state(folder, options, split)
+    preprocessing = read_record(repository_path(options.root_path))
+    state = _load_state(folder, options, split, preprocessing)
     notices = _load_pretrained(method, options) if state is None else []
     store = CaseStore(options, split.labeled, split.unlabeled)
     _check_unread(store, split)
     runs.prepare_run(folder, options.overwrite)
-    engine = Engine(options, method, split, folder, device)
+    engine = Engine(options, method, split, folder, device, preprocessing)
     if state is not None:
         engine.load(state)
     runs.write_json(folder / runs.OPTIONS, vars(options))
@@ -88,7 +90,9 @@ def train(options: Namespace) -> int:
     return 0
 
 
-def _load_state(folder: Path, options: Namespace, split: Split) -> dict[str, Any] | None:
+def _load_state(
+    folder: Path, options: Namespace, split: Split, preprocessing: dict[str, Any] | None
+) -> dict[str, Any] | None:
     """The checkpoint to continue from; None for a fresh start."""
     if not (options.resume and (folder / runs.LAST).exists()):
         return None
@@ -98,6 +102,11 @@ def _load_state(folder: Path, options: Namespace, split: Split) -> dict[str, Any
         raise InputError(
             f"the lists name other cases than when run {options.exp} was started; "
             "restore them (--root_path, --train_list, --labeled_list) or give another --exp"
+        )
+    if state.get("preprocessing") != preprocessing:
+        raise InputError(
+            f"the scans in {options.root_path} were prepared in another way than when run {options.exp} was started; "
+            "restore them (--root_path) or give another --exp"
         )
     return state
 

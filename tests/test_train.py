@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train
 import train_dtml
+from dataloaders.preprocess import RECORD, Preprocessing
 from engine import Engine
 from utils import journal, runs
 from utils.errors import InputError, run_script
@@ -470,6 +471,21 @@ def test_a_wrong_checkpoint_is_one_sentence(command, tmp_path, capsys):
     path = tmp_path / "run" / runs.LAST
     os.truncate(path, path.stat().st_size // 2)
     assert f"{path} is not a readable checkpoint" in refused(lambda: train.main(command(*flags, "--resume")), capsys)
+
+
+def test_a_run_carries_the_preprocessing_of_its_scans_and_does_not_go_on_with_another(command, scans, tmp_path, capsys):
+    argv = command("--method", "supervised", "--max_iterations", "1", "--root_path", str(scans))
+    chosen = Preprocessing((1.0, 1.0, 2.0), "percentile", (1.0, 99.0), "RAS")
+    runs.write_json(scans / RECORD, chosen.as_record())
+    train.main(argv)
+    assert Preprocessing.from_record(state_of(tmp_path / "run")["preprocessing"]) == chosen
+    runs.write_json(scans / RECORD, Preprocessing().as_record())
+    error = refused(lambda: train.main([*argv, "--resume"]), capsys)
+    assert "prepared in another way" in error and str(scans) in error
+    runs.write_json(scans / RECORD, {"normalise": "minmax"})
+    error = refused(lambda: train.main([*argv, "--overwrite"]), capsys)
+    assert "minmax" in error and str(scans / RECORD) in error
+    assert state_of(tmp_path / "run")["iteration"] == 1  # the old run is still there
 
 
 def test_resuming_with_other_settings_is_one_sentence(command, capsys):

@@ -39,11 +39,15 @@ def write_nifti(
         direction: (3, 3), or its 9 numbers row by row as SimpleITK gives them: column j is the LPS unit
             vector of array axis j. None is the identity: axes run to the left, posterior, superior, as in LA.
     """
+    write_with_affine(path, array, affine_ras(spacing_mm, origin_mm, direction))
+
+
+def write_with_affine(path: Path | str, array: np.ndarray, affine: np.ndarray) -> None:
+    """As `write_nifti`, but the geometry is the NIfTI affine: (4, 4), voxel index to RAS millimetres."""
     path = Path(path)
     if not path.name.endswith(".nii.gz"):
         raise ValueError(f"a NIfTI file is written as .nii.gz, got {path.name}")
-    affine = affine_ras(spacing_mm, origin_mm, direction)
-    image = nib.Nifti1Image(_stored(array), affine)
+    image = nib.Nifti1Image(stored(array), affine)
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code=SCANNER_SPACE)
     image.set_qform(affine, code=SCANNER_SPACE)  # a quaternion holds no shear: sform is exact, qform the nearest
@@ -72,7 +76,7 @@ def affine_ras(
     return affine
 
 
-def _stored(array: np.ndarray) -> np.ndarray:
+def stored(array: np.ndarray) -> np.ndarray:
     """The array in the type that goes to disk."""
     if array.ndim != 3:
         raise ValueError(f"a volume has three axes, got shape {array.shape}")

@@ -8,6 +8,7 @@ from utils.presets import COMPAT, PRESETS
 from utils.schedules import RAMP_UNIT
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+LISTS = ("train.list", "test.list")  # in a data folder; those of another --split have its name before theirs
 PAPER_ITERATIONS = 6000  # what schedule lengths are fractions of
 AT_LEAST = {  # the smallest value of a flag that makes sense
     **dict.fromkeys(
@@ -246,5 +247,8 @@ def list_paths(options: Namespace) -> tuple[Path, Path]:
     """The training and the test list that --split, --train_list and --test_list pick."""
     prefix = "" if options.split == "official" else f"{options.split}_"
     root = repository_path(options.root_path)
-    names = (options.train_list, f"{prefix}train.list"), (options.test_list, f"{prefix}test.list")
-    return tuple(repository_path(given) if given else root / default for given, default in names)
+    named = (options.train_list, options.test_list)
+    return tuple(
+        repository_path(given) if given else root / f"{prefix}{default}"
+        for given, default in zip(named, LISTS, strict=True)
+    )
