@@ -20,6 +20,7 @@ from inference import dice_of_cases
 from methods.base import Method, Turn
 from utils import runs
 from utils.device import machine, memory_format, peak_memory_gib, place, precision
+from utils.distributed import ALONE, Ranks
 from utils.errors import InputError
 from utils.journal import Journal
 from utils.schedules import learning_rate
@@ -40,7 +41,7 @@ class Stopped(Exception):
 
 
 class Engine:
-    """Trains one method in one run folder.
+    """Trains one method in one run folder; as one of several `ranks`, on batches of its own.
 
     `preprocessing` is the record of the data folder, which the run hands on; None, the published LA files' rule.
     """
@@ -52,10 +53,11 @@ class Engine:
         split: Split,
         folder: Path,
         device: torch.device,
+        ranks: Ranks = ALONE,
         preprocessing: dict[str, Any] | None = None,
     ):
-        self.options, self.split, self.folder, self.device = options, split, folder, device
-        self.method = place(method, device, options)
+        self.options, self.split, self.folder, self.device, self.ranks = options, split, folder, device, ranks
+        self.method = place(method, device, options, ranks)
         self.turns = method.turns()
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.amp == "fp16")
         self.preprocessing = preprocessing
@@ -69,24 +71,28 @@ class Engine:
     # --- training
 
     def train(self, store: CaseStore, journal: Journal) -> None:
-        """Train up to --max_iterations. A signal saves the run and raises `Stopped`."""
-        stream = BatchStream(self.options, store, self.split.labeled, self.split.unlabeled)
+        """Train up to --max_iterations. A signal, to whichever rank, saves the run and raises `Stopped` on all."""
+        self.ranks.share_weights(self.method)
+        stream = BatchStream(self.options, store, self.split.labeled, self.split.unlabeled, self.ranks)
         loader = make_loader(stream, self.iteration, self.options.num_workers, self.device.type == "cuda")
         loader.worker_init_fn = _ignore_signals
         handlers = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
         try:
             self._loop(loader, journal)
         finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+            if self.ranks.size == 1:  # else torchrun's signal might cut short what rank 0 still has to say
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: Any) -> None:
         self._signal = number
-        signal.signal(number, signal.SIG_DFL)  # a second one kills at once
+        if self.ranks.size == 1:  # torchrun passes on what a scheduler has sent to all already
+            signal.signal(number, signal.SIG_DFL)  # a second one kills at once
 
     def _loop(self, loader, journal: Journal) -> None:
         options, total = self.options, self.options.max_iterations
-        with tqdm(initial=self.iteration, total=total, unit="it", disable=None, dynamic_ncols=True) as bar:
+        hidden = None if self.ranks.leads else True  # None: unless there is a terminal
+        with tqdm(initial=self.iteration, total=total, unit="it", disable=hidden, dynamic_ncols=True) as bar:
             tick = time.perf_counter()
             for batch in delivered(loader):
                 wait = time.perf_counter() - tick
@@ -97,12 +103,13 @@ class Engine:
                 bar.update()
                 self._announce_pace(step_seconds, journal)
                 if self._due(options.log_every):
-                    journal.scalars(self.iteration, {**values, "step_seconds": step_seconds, "data_wait": wait})
-                if self._due(options.image_every):
+                    values = {**values, "step_seconds": step_seconds, "data_wait": wait}
+                    journal.scalars(self.iteration, self.ranks.mean(values))
+                if self.ranks.leads and self._due(options.image_every):
                     journal.image(self.iteration, "training", self._picture(batch))
-                if self.split.validation and self._due(options.val_every):
+                if self.ranks.leads and self.split.validation and self._due(options.val_every):
                     self._validate(journal)
-                stop = self._signal  # read once: one that arrives during the next lines must not skip the save
+                stop = self.ranks.largest(self._signal)  # once: a signal during the next lines must not skip the save
                 if stop or self._due(options.save_every):
                     journal.write_curves()
                     self.save(runs.LAST)
@@ -117,11 +124,13 @@ class Engine:
         """One iteration: every turn in order, then `after_step`. Returns the numbers for the curves."""
         self.method.train()
         self.method.monitor.clear()
+        self.ranks.draw_anew(self.options.seed, self.iteration)
         rate = learning_rate(self.iteration, self.options)
         values: dict[str, float | Tensor] = {"learning_rate": rate}
         for turn in self.turns:
             values |= self._take_turn(turn, batch, rate)
         self.method.after_step(self.iteration)
+        self.ranks.share_buffers(self.method)
         self.iteration += 1
         return values | self.method.monitor
 
@@ -138,6 +147,7 @@ class Engine:
             raise self._not_finite(values, batch)
         turn.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(losses.sum()).backward()
+        self.ranks.average_gradients(turn.optimizer)
         self.scaler.step(turn.optimizer)
         self.scaler.update()
         return {f"loss/{name}": value for name, value in values.items()}
@@ -202,7 +212,12 @@ class Engine:
     # --- checkpoints
 
     def save(self, name: str) -> None:
-        """Write everything that a resumed run needs, whole or not at all; never weights that are not finite."""
+        """Write everything that a resumed run needs, whole or not at all; never weights that are not finite.
+
+        Rank 0 alone writes, for all.
+        """
+        if not self.ranks.leads:
+            return
         networks = self.method.state_dict()
         bad = [key for key, value in networks.items() if value.is_floating_point() and not value.isfinite().all()]
         if bad:
@@ -217,6 +232,7 @@ class Engine:
                 "seconds": self.seconds,
                 "peak_memory_gib": max(self.peak_memory, peak_memory_gib(self.device)),
                 "machine": machine(self.device),
+                "world_size": self.ranks.size,
                 "best_val": self.best_val,
                 "options": vars(self.options),
                 "cases": dataclasses.asdict(self.split),

@@ -2,7 +2,7 @@
 
 Everything is written to <model_path>/<exp>/; stop at any time and continue with --resume. Defaults are the paper's; a
 preset changes many at once, a flag given by hand always wins. Score the run with test_LA.py --exp NAME. Flags of
-another method are shown by --method NAME --help.
+another method are shown by --method NAME --help. For several devices: torchrun --nproc_per_node N code/train.py ...
 """
 
 import contextlib
@@ -24,9 +24,10 @@ from engine import Engine, Stopped, reported_output
 from methods import METHODS
 from methods.base import Method
 from utils import runs
-from utils.device import pick_device, set_determinism
-from utils.errors import InputError, run_script
-from utils.journal import Journal
+from utils.device import pick_device, set_determinism, syncs_batch_norm
+from utils.distributed import ALONE, PeerLost, Ranks, joined
+from utils.errors import BAD_INPUT, InputError, run_script
+from utils.journal import Journal, Silence
 from utils.options import repository_path
 from utils.parsing import parse_in_two_strides
 
@@ -49,29 +50,28 @@ def settle(options: Namespace) -> Split:
     return split
 
 
-def train(options: Namespace) -> int:
-    """Train a run from its options. Returns the exit status.
+def train(options: Namespace, ranks: Ranks = ALONE) -> int:
+    """Train a run from its options, as one of `ranks`, of which rank 0 alone reads and writes the run's folder.
 
-    Whatever can be wrong with flags, lists and scans shows before the run's folder is touched.
+    Returns: the exit status. Whatever can be wrong with flags, lists and scans shows before that folder is touched.
     """
-    folder = runs.claim_run(options)
-    split = settle(options)
-    device = pick_device(options)
-    runs.seed_everything(options.seed)
-    set_determinism(options.deterministic)
-    method = METHODS[options.method](options)
-    reported_output(method, options)
-    preprocessing = read_record(repository_path(options.root_path))
-    state = _load_state(folder, options, split, preprocessing)
-    notices = _load_pretrained(method, options) if state is None else []
-    store = CaseStore(options, split.labeled, split.unlabeled)
-    _check_unread(store, split)
-    runs.prepare_run(folder, options.overwrite)
-    engine = Engine(options, method, split, folder, device, preprocessing)
+    options, folder, split, preprocessing, state = ranks.from_leader(lambda: _claim(options))
+    with ranks.leader_first():
+        device = pick_device(options, ranks=ranks)
+        runs.seed_everything(options.seed)
+        set_determinism(options.deterministic)
+        method = METHODS[options.method](options)
+        reported_output(method, options)
+        notices = _load_pretrained(method, options) if state is None else []
+        store = CaseStore(options, split.labeled, split.unlabeled, ranks.local_size)
+        if ranks.leads:
+            _check_unread(store, split)
+            runs.prepare_run(folder, options.overwrite)
+    engine = Engine(options, method, split, folder, device, ranks, preprocessing)
     if state is not None:
         engine.load(state)
-    runs.write_json(folder / runs.OPTIONS, vars(options))
-    journal = Journal(folder, engine.iteration)
+        notices += _other_size(state, ranks)
+    journal = _open_journal(engine) if ranks.leads else Silence()
     try:
         for line in [*_describe(engine, split), *notices, *store.notices]:
             journal.say(line)
@@ -80,6 +80,9 @@ def train(options: Namespace) -> int:
     except Stopped as stop:
         journal.say(f"stopped and saved at iteration {engine.iteration}; continue with --resume")
         return SIGNAL_EXIT + stop.number
+    except PeerLost as lost:
+        journal.say(f"stopped: {lost}; {_last_saved(folder)}")
+        sys.exit(BAD_INPUT)  # this was the message
     except (InputError, torch.OutOfMemoryError) as error:
         message = error if isinstance(error, InputError) else f"{device} is out of memory; {LESS_MEMORY}"
         with contextlib.suppress(InputError):  # what stopped the run may keep the log from being written, too
@@ -88,6 +91,24 @@ def train(options: Namespace) -> int:
     finally:
         journal.close()
     return 0
+
+
+def _claim(
+    options: Namespace,
+) -> tuple[Namespace, Path, Split, dict[str, Any] | None, dict[str, Any] | None]:
+    """What the run's folder, the lists and the scans decide.
+
+    Returns: settled options, folder, cases, record of the preprocessing, checkpoint to continue from.
+    """
+    folder = runs.claim_run(options)
+    split = settle(options)
+    preprocessing = read_record(repository_path(options.root_path))
+    return options, folder, split, preprocessing, _load_state(folder, options, split, preprocessing)
+
+
+def _open_journal(engine: Engine) -> Journal:
+    runs.write_json(engine.folder / runs.OPTIONS, vars(engine.options))
+    return Journal(engine.folder, engine.iteration)
 
 
 def _load_state(
@@ -126,6 +147,24 @@ def _check_unread(store: CaseStore, split: Split) -> None:
         la_heart.read_label(store.root, case)
 
 
+def _other_size(state: dict[str, Any], ranks: Ranks) -> list[str]:
+    """A notice if the checkpoint is of another number of processes."""
+    saved = state.get("world_size", 1)
+    if saved == ranks.size:
+        return []
+    return [
+        f"saved with {saved} processes, resumed with {ranks.size}: the batches are others from here on, so the run "
+        "goes on, but not as it would have"
+    ]
+
+
+def _last_saved(folder: Path) -> str:
+    last = folder / runs.LAST
+    return (
+        f"continue from {last} with --resume, in any number of processes" if last.exists() else "nothing was saved yet"
+    )
+
+
 def _describe(engine: Engine, split: Split) -> list[str]:
     """The resolved settings of a run, for its log."""
     options, device = engine.options, engine.device
@@ -138,8 +177,24 @@ def _describe(engine: Engine, split: Split) -> list[str]:
         + (f"; resumed at iteration {engine.iteration}" if engine.iteration else ""),
         f"batches of {options.labeled_bs} labeled and {options.batch_size - options.labeled_bs} unlabeled crops of "
         f"{patch}; {size:,} trainable parameters; {device}{threads}, amp {options.amp}",
+        *_describe_ranks(engine),
         f"{options.max_iterations} iterations: {_rate_course(options)}{_ramp_course(options)}; "
         f"a checkpoint every {options.save_every}",
+    ]
+
+
+def _describe_ranks(engine: Engine) -> list[str]:
+    """What several processes change."""
+    options, ranks = engine.options, engine.ranks
+    if ranks.size == 1:
+        return []
+    norm = ""
+    if options.norm == "batch":
+        synced = syncs_batch_norm(options, engine.device, ranks)
+        norm = "; batch norm over all of them" if synced else "; batch norm per process, running statistics of rank 0"
+    return [
+        f"{ranks.size} processes, each with such a batch: {ranks.size * options.batch_size} crops per iteration, "
+        f"rates as given{norm}"
     ]
 
 
@@ -165,9 +220,10 @@ def _test_command(options: Namespace) -> str:
     return shlex.join(["python", "code/test_LA.py", "--exp", options.exp, *where])
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, method: str | None = None) -> int:
     """Train and return the exit status."""
-    return train(parse_options(argv))
+    with joined() as ranks:
+        return train(ranks.from_leader(lambda: parse_options(argv, method)), ranks)
 
 
 if __name__ == "__main__":

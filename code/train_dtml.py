@@ -3,13 +3,13 @@
 import sys
 from collections.abc import Sequence
 
-from train import parse_options, train
+from train import main as train
 from utils.errors import run_script
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train DTML and return the exit status."""
-    return train(parse_options(argv, method="dtml"))
+    return train(argv, method="dtml")
 
 
 if __name__ == "__main__":

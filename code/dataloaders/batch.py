@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dataloaders import la_heart
 from dataloaders.augment import Size, apply_intensity, apply_transform, draw_transform, transposed
+from utils.distributed import ALONE, Ranks
 from utils.errors import InputError
 from utils.options import repository_path
 
@@ -100,13 +101,14 @@ def read_region(volume: np.ndarray, start: Size, size: Size, fill: float) -> np.
 class CaseStore:
     """Images of all cases and labels of the labeled ones, decoded once (`ram`) or read at each use (`none`)."""
 
-    def __init__(self, options: Namespace, labeled: list[str], unlabeled: list[str]):
+    def __init__(self, options: Namespace, labeled: list[str], unlabeled: list[str], processes: int = 1):
+        """`processes` of this machine share its memory, each with a store of its own."""
         self.root, self.scale = repository_path(options.root_path), options.scale
         self.labeled = frozenset(labeled)
         names = [*labeled, *unlabeled]
         self.native = {name: la_heart.read_shape(self.root, name) for name in names}
         self.shapes = {name: scaled_shape(shape, self.scale) for name, shape in self.native.items()}
-        self.in_memory = options.cache == "ram" and self._fits()
+        self.in_memory = options.cache == "ram" and self._fits(processes)
         self.notices = [] if self.in_memory or options.cache == "none" else [_no_room_notice()]
         self.notices += self._small_volumes_notice(tuple(options.patch_size))
         self._images: dict[str, np.ndarray] = {}
@@ -119,12 +121,12 @@ class CaseStore:
                 for _ in pool.map(partial(la_heart.read_label, self.root), labeled):
                     pass
 
-    def _fits(self) -> bool:
+    def _fits(self, processes: int) -> bool:
         voxels = {name: math.prod(shape) for name, shape in self.shapes.items()}
         label_type = np.uint8 if self.scale == 1 else np.float32
         images = sum(voxels.values()) * np.dtype(np.float32).itemsize
         labels = sum(voxels[name] for name in self.labeled) * np.dtype(label_type).itemsize
-        return images + labels < MEMORY_SHARE * available_memory()
+        return images + labels < MEMORY_SHARE * available_memory() / processes
 
     def _small_volumes_notice(self, patch: Size) -> list[str]:
         """One notice if any volume is smaller than the patch, upright or turned by 90 degrees; else none."""
@@ -183,10 +185,21 @@ def stream_case(names: list[str], seed: int, stream: int, position: int) -> str:
 
 
 class BatchStream(Dataset):
-    """`stream[iteration]` is the batch of that iteration."""
+    """`stream[iteration]` is the batch of that iteration, for one of the ranks.
 
-    def __init__(self, options: Namespace, store: CaseStore, labeled: list[str], unlabeled: list[str]):
-        self.options, self.store = options, store
+    The batches of all ranks, end to end, are that of a single process with so many times --batch_size and
+    --labeled_bs: consecutive positions of both streams, so no two ranks share a crop.
+    """
+
+    def __init__(
+        self,
+        options: Namespace,
+        store: CaseStore,
+        labeled: list[str],
+        unlabeled: list[str],
+        ranks: Ranks = ALONE,
+    ):
+        self.options, self.store, self.rank, self.size = options, store, ranks.rank, ranks.size
         self.streams = [(labeled, LABELED, options.labeled_bs)]
         if options.batch_size > options.labeled_bs:
             self.streams.append((unlabeled, UNLABELED, options.batch_size - options.labeled_bs))
@@ -197,8 +210,8 @@ class BatchStream(Dataset):
     def __getitem__(self, iteration: int) -> Batch:
         images, labels, cases = [], [], []
         for names, stream, count in self.streams:
-            for slot in range(count):
-                case = stream_case(names, self.options.seed, stream, iteration * count + slot)
+            for slot in range(self.rank * count, (self.rank + 1) * count):
+                case = stream_case(names, self.options.seed, stream, iteration * self.size * count + slot)
                 rng = np.random.default_rng([self.options.seed, CROP, stream, iteration, slot])
                 transform = draw_transform(rng, self.store.shapes[case], tuple(self.options.patch_size), self.options)
                 crop = apply_transform(transform, lambda *region, case=case: self.store.image(case, *region))

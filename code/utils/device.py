@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from networks.vnet import VNet
+from utils.distributed import ALONE, Ranks
 from utils.errors import InputError
 
 AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -18,9 +19,12 @@ MIN_BF16_PATCH = 48  # at 32, oneDNN 3.12 returns garbage for 3x3x3 convolutions
 CUBLAS_WORKSPACE = ":4096:8"  # what cuBLAS needs to be deterministic, from its manual
 
 
-def pick_device(options: Namespace, say: Callable[[str], None] = print) -> torch.device:
-    """The device that --device and --gpu ask for; without either, the first GPU or the CPU with a notice."""
-    device = _asked_device(options, say)
+def pick_device(options: Namespace, say: Callable[[str], None] = print, ranks: Ranks = ALONE) -> torch.device:
+    """The device that --device and --gpu ask for; without either, the first GPU or the CPU with a notice.
+
+    Of several processes on a machine each takes the GPU of its local rank.
+    """
+    device = _asked_device(options, say if ranks.leads else _silent, ranks)
     if device.type == "cpu" and options.amp == "fp16":
         raise InputError("--amp fp16 needs a GPU; on the CPU give --amp bf16 or --amp off")
     if device.type == "cpu" and options.amp == "bf16" and min(options.patch_size) < MIN_BF16_PATCH:
@@ -30,22 +34,36 @@ def pick_device(options: Namespace, say: Callable[[str], None] = print) -> torch
     return device
 
 
-def _asked_device(options: Namespace, say: Callable[[str], None]) -> torch.device:
+def _asked_device(options: Namespace, say: Callable[[str], None], ranks: Ranks) -> torch.device:
     wants_gpu = options.device == "cuda" or options.gpu is not None
     if wants_gpu and options.device == "cpu":
         raise InputError(f"--device cpu and --gpu {options.gpu} contradict each other; give one of them")
+    if options.gpu is not None and ranks.size > 1:
+        raise InputError(
+            f"--gpu {options.gpu} and torchrun contradict each other: each process takes the GPU of its local rank; "
+            "leave --gpu out, and pick among the GPUs by CUDA_VISIBLE_DEVICES"
+        )
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if ranks.size > 1 and ranks.local_size > count and (wants_gpu or (count and options.device is None)):
+        raise InputError(
+            f"torchrun started {ranks.local_size} processes on this machine, but {count} usable GPUs were found; "
+            "lower --nproc_per_node, or give --device cpu"
+        )
     if wants_gpu:
-        index = options.gpu or 0
+        index = ranks.local_rank if options.gpu is None else options.gpu
         if not 0 <= index < count:
             asked = "--device cuda" if options.gpu is None else f"--gpu {index}"
             raise InputError(f"{asked} was asked for, but {count} usable GPUs were found; try --device cpu")
         return torch.device("cuda", index)
     if options.device is None and count:
-        return torch.device("cuda", 0)
+        return torch.device("cuda", ranks.local_rank)
     if options.device is None:
         say("no GPU found: computing on the CPU")
     return torch.device("cpu")
+
+
+def _silent(message: str) -> None:
+    """Says nothing."""
 
 
 def set_determinism(deterministic: bool) -> None:
@@ -62,13 +80,25 @@ def memory_format(device: torch.device, amp: str) -> torch.memory_format:
     return torch.channels_last_3d if device.type == "cpu" or amp != "off" else torch.contiguous_format
 
 
-def place(method: nn.Module, device: torch.device, options: Namespace) -> nn.Module:
-    """The method on its device, in the memory format and, with --compile, the form that run fastest."""
+def place(method: nn.Module, device: torch.device, options: Namespace, ranks: Ranks = ALONE) -> nn.Module:
+    """The method on its device, in the memory format and, with --compile, the form that run fastest.
+
+    The batch norms of several processes on GPUs use the statistics of all their batches (--sync_bn).
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # where NCCL looks for it
+    if syncs_batch_norm(options, device, ranks):
+        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
     method.to(device=device, memory_format=memory_format(device, options.amp))
     if options.compile:
         for network in (module for module in method.modules() if isinstance(module, VNet)):
             network.compile()
     return method
+
+
+def syncs_batch_norm(options: Namespace, device: torch.device, ranks: Ranks) -> bool:
+    """Whether batch norm joins the statistics of all processes; PyTorch can do that on GPUs alone."""
+    return ranks.size > 1 and device.type == "cuda" and options.sync_bn
 
 
 def precision(device: torch.device, amp: str) -> torch.autocast:

@@ -70,6 +70,22 @@ class Journal:
                 self._log.close()
 
 
+class Silence:
+    """The journal of a rank that does not lead: nothing is said or written."""
+
+    def say(self, message: str) -> None:
+        """Says nothing."""
+
+    def scalars(self, iteration: int, values: Mapping[str, float | Tensor]) -> None:
+        """Writes nothing."""
+
+    def write_curves(self) -> None:
+        """Writes nothing."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 def read_curves(folder: Path) -> list[Row]:
     """Rows of curves.csv; empty where there is none."""
     path = folder / runs.CURVES

@@ -109,9 +109,16 @@ def add_training_options(parser: ArgumentParser) -> None:
         "for a method of two networks)",
     )
 
+    network.add_argument(
+        "--sync_bn",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="batch norm over the batches of all processes (several GPUs under torchrun); on CPUs each has its own",
+    )
+
     optim = parser.add_argument_group("optimisation")
     optim.add_argument("--max_iterations", type=int, default=PAPER_ITERATIONS, help="length of the training")
-    optim.add_argument("--batch_size", type=int, default=4, help="volumes per batch")
+    optim.add_argument("--batch_size", type=int, default=4, help="volumes per batch, of each process of torchrun")
     optim.add_argument(
         "--labeled_bs",
         type=int,
@@ -186,7 +193,7 @@ def add_device_options(parser: ArgumentParser) -> None:
     """Where and how the networks are computed."""
     group = parser.add_argument_group("device")
     group.add_argument("--device", choices=("cpu", "cuda"), help="default: the first GPU, or the CPU with a notice")
-    group.add_argument("--gpu", type=int, help="index of the GPU")
+    group.add_argument("--gpu", type=int, help="index of the GPU; not with torchrun, where each process has its own")
     group.add_argument(
         "--amp",
         choices=("off", "bf16", "fp16"),
