@@ -125,7 +125,7 @@ def raw_scans(tmp_path_factory) -> Path:
     for index, suffix in enumerate((".nii.gz", ".nrrd", ".mha", ".nii.gz", ".nrrd", ".nii.gz")):
         image, label = make_case(7, index, (34, 32, 30))
         label = label * np.where(np.arange(label.shape[2]) < label.shape[2] // 2, 1, 2).astype(np.uint8)
-        turn = Rotation.from_euler("zxy", [10 * index, 15, -5], degrees=True).as_matrix()
+        turn = Rotation.from_euler("zxy", [8 * index, 15, -5], degrees=True).as_matrix()
         for folder, array in (("images", (300 + 100 * image).astype(np.int16)), ("labels", label)):
             if folder == "images" or index < 4:
                 scan = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
@@ -133,6 +133,22 @@ def raw_scans(tmp_path_factory) -> Path:
                 scan.SetOrigin((10.0 * index, -20.0, 30.0))
                 scan.SetDirection(turn.ravel().tolist())
                 sitk.WriteImage(scan, str(root / folder / f"scan{index}{suffix}"))
+    return root
+
+
+@pytest.fixture(scope="session")
+def challenge(tmp_path_factory) -> Path:
+    """Four case folders as the 2018 challenge has them, flat ones, with a block of 41 x 31 x 4 voxels as atrium."""
+    root = tmp_path_factory.mktemp("challenge")
+    for index, case in enumerate(("A0", "B1", "C2", "D3")):
+        (root / case).mkdir()
+        label = np.zeros((150, 140, 6), np.uint8)
+        label[50:91, 60 + index : 91 + index, 1:5] = 255
+        noise = np.random.default_rng(index).integers(0, 60, label.shape)
+        for name, array in (("lgemri", (40 * (label > 0) + noise).astype(np.uint8)), ("laendo", label)):
+            scan = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
+            scan.SetSpacing((0.625, 0.625, 1.25))
+            sitk.WriteImage(scan, str(root / case / f"{name}.nrrd"), useCompression=True)
     return root
 
 

@@ -99,25 +99,32 @@ def prepare_folder(
     cases, faults, kept = {}, {}, 0
     for source in tqdm(sources, desc="scans", disable=None):  # None: a bar on a terminal only
         try:
-            files = {"image": _fingerprint(source.image), "label": source.label and _fingerprint(source.label)}
-            wanted = {"settings": head["settings"], **files}
-            record = None if overwrite else _prepared(dest, source.case, wanted)
-            content = None if record else prepare_case(source, recipe)
+            record, content = _prepare_or_keep(dest, source, recipe, head["settings"], overwrite)
         except (InputError, OSError) as error:
             faults[source.case] = str(error)
             continue
         if content:
-            image, label, facts, geometry = content
-            record = {**wanted, **facts}
-            write_case(dest, source.case, image, label, {**geometry, SOURCE_KEY: json.dumps(record)})
-        kept += not content
+            write_case(dest, source.case, *content)  # not among the faults: a full disk ends the run
+        kept += content is None
         cases[source.case] = {key: value for key, value in record.items() if key != "settings"}
-    outcome = Outcome(
-        cases, faults, kept, _labels(cases) != _labels(old.get("cases", {})) or old["split"] != head["split"]
-    )
+    changed = old["split"] != head["split"] or _labels(old.get("cases", {})) != _labels(cases)
+    outcome = Outcome(cases, faults, kept, changed)
     write_lists(outcome)
     write_json(dest / MANIFEST, {**head, "cases": cases, "faults": faults}, DEST)
     return outcome
+
+
+def _prepare_or_keep(
+    dest: Path, source: Source, recipe: Recipe, settings: dict[str, Any], overwrite: bool
+) -> tuple[dict[str, Any], tuple | None]:
+    """The record of a case and what `write_case` writes, None where the same is there already."""
+    files = {"image": _fingerprint(source.image), "label": source.label and _fingerprint(source.label)}
+    wanted = {"settings": settings, **files}
+    if not overwrite and (record := _prepared(dest, source.case, wanted)):
+        return record, None
+    image, label, facts, geometry = prepare_case(source, recipe)
+    record = {**wanted, **facts}
+    return record, (image, label, {**geometry, SOURCE_KEY: json.dumps(record)})
 
 
 def _labels(cases: Mapping[str, Any]) -> dict[str, bool]:
