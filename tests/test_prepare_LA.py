@@ -75,6 +75,17 @@ def test_margins_of_the_label_crop():
     assert len({tuple(pair) for pair in before}) > 50  # the axes are drawn apart
 
 
+@pytest.mark.data
+def test_published_files_were_cropped_by_this_rule(la_dir):
+    for path in sorted(la_dir.glob(f"*/{la_heart.CASE_FILE}"))[:20]:
+        label = la_heart.read_label(la_dir, path.parent.name)
+        for axis in (0, 1):
+            inside = np.flatnonzero(label.any(axis=(1 - axis, 2)))
+            pad = max(112 - (inside[-1] - inside[0]), 0) // 2
+            assert 10 <= inside[0] - pad <= 19
+            assert 9 <= label.shape[axis] - 1 - inside[-1] - pad <= 18
+
+
 def test_label_crop_ends_with_the_scan():
     label = np.zeros((60, 50, 2), bool)
     label[5:50, 5:45] = True
