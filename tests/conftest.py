@@ -2,10 +2,16 @@
 
 import json
 import math
+import multiprocessing
 import os
+import pickle
+import socket
+import sys
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +21,7 @@ from scipy.spatial.transform import Rotation
 
 from dataloaders.batch import Batch
 from train import parse_options
+from utils.errors import run_script
 from utils.metrics import summarise
 
 PATCH = 32  # the smallest patch that every method supports
@@ -36,7 +43,7 @@ def few_threads():
     torch.set_num_threads(1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_options() -> Callable[..., Namespace]:
     """Parsed options of a method at the smallest size: tiny_options("dtml", "--branch", "sdm")."""
 
@@ -46,7 +53,7 @@ def tiny_options() -> Callable[..., Namespace]:
     return build
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_batch() -> Callable[..., Batch]:
     """A seeded random batch: ellipsoid labels, images that show them; labeled cases first."""
 
@@ -61,6 +68,61 @@ def make_batch() -> Callable[..., Batch]:
         return Batch(image, mask[:labeled], tuple(f"case{index}" for index in range(count)))
 
     return build
+
+
+@dataclass
+class Outcome:
+    """How one of several processes ended: its exit status, what its function returned, and what it printed."""
+
+    status: int
+    value: Any
+    output: str
+
+
+@pytest.fixture(scope="session")
+def in_ranks(tmp_path_factory) -> Callable[..., list[Outcome]]:
+    """Run a function in processes that find what torchrun provides: in_ranks(work, size=2).
+
+    They are forked, for PyTorch is loaded already; `work` is run as a script's `main` is, and returns plain data.
+    """
+
+    def run(work: Callable[[], Any], size: int = 2) -> list[Outcome]:
+        folder = tmp_path_factory.mktemp("ranks")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
+        world |= {"LOCAL_WORLD_SIZE": str(size), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+
+        def one(rank: int) -> None:
+            os.environ.update(world, RANK=str(rank), LOCAL_RANK=str(rank))
+            with open(folder / f"output{rank}", "w") as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+            sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+            torch.set_num_threads(1)
+            run_script(lambda: (folder / f"value{rank}").write_bytes(pickle.dumps(work())) and 0)
+
+        processes = [multiprocessing.get_context("fork").Process(target=one, args=(rank,)) for rank in range(size)]
+        for process in processes:
+            process.start()
+        store = torch.distributed.TCPStore("127.0.0.1", port, size, is_master=True, wait_for_workers=False)
+        for process in processes:
+            process.join(120)
+            process.kill()  # only if it hangs
+            process.join()
+        del store
+        values = [folder / f"value{rank}" for rank in range(size)]
+        return [
+            Outcome(
+                process.exitcode,
+                pickle.loads(value.read_bytes()) if value.exists() else None,
+                (folder / f"output{rank}").read_text(),
+            )
+            for rank, (process, value) in enumerate(zip(processes, values, strict=True))
+        ]
+
+    return run
 
 
 @pytest.fixture

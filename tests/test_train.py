@@ -20,9 +20,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train
 import train_dtml
+from dataloaders.batch import BatchStream, CaseStore
 from dataloaders.preprocess import RECORD, Preprocessing
 from engine import Engine
+from methods import METHODS
 from utils import journal, runs
+from utils.distributed import Ranks
 from utils.errors import InputError, run_script
 
 SMALL = "--preset demo --patch_size 32 32 32 --n_filters 2 --batch_size 2 --labelnum 3 --device cpu --image_every 0"
@@ -504,3 +507,109 @@ def test_deterministic_kernels_cover_a_training(command):
         assert train_dtml.main(command("--max_iterations", "1", "--deterministic", "--sdm_supervision", "both")) == 0
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+# --- several processes
+
+
+def test_two_ranks_train_as_one_run_and_rank_0_alone_writes(command, tmp_path, in_ranks):
+    flags = ("--max_iterations", "4", "--val_cases", "1", "--val_every", "4", "--image_every", "4")
+    first, second = in_ranks(lambda: train_dtml.main(command(*flags)))
+    assert (first.status, second.status, second.output) == (0, 0, "")
+    folder = tmp_path / "run"
+    assert_curves_and_pictures(folder)
+    log = (folder / runs.LOG).read_text()
+    notices = (
+        "run: dtml, 2 labeled and 3 unlabeled cases",
+        "2 processes, each with such a batch: 4 crops per iteration",
+        "batch norm per process, running statistics of rank 0",
+        "validation Dice",
+        "done: 4 iterations",
+    )
+    for words in notices:
+        assert log.count(words) == 1 and first.output.count(words) == 1, words
+    assert first.output.count("volumes are smaller than the patch") <= 1
+    assert state_of(folder)["world_size"] == 2 and state_of(folder)["iteration"] == 4
+
+
+def test_logged_losses_are_means_over_ranks(command, tmp_path, in_ranks):
+    """At the first iteration: the losses of both halves of the batch, which one process can compute apart."""
+    flags = ("--method", "supervised", "--max_iterations", "1", "--dropout", "0")
+    in_ranks(lambda: train.main(command(*flags)))
+    losses = []
+    for rank in (0, 1):
+        options = train.parse_options(command(*flags, exp="other"))
+        split = train.settle(options)
+        runs.seed_everything(options.seed)
+        engine = Engine(options, METHODS["supervised"](options), split, tmp_path, torch.device("cpu"))
+        store = CaseStore(options, split.labeled, split.unlabeled)
+        batch = BatchStream(options, store, split.labeled, split.unlabeled, Ranks(rank, 2))[0]
+        losses.append(engine.step(batch)["loss/supervised"])
+    assert losses[0] != losses[1]
+    assert float(curves_of(tmp_path / "run")[0]["loss/supervised"]) == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_as_if_it_had_not(command, tmp_path, in_ranks, monkeypatch):
+    """SASSNet: two players, dropout, and a turn that reads batch norm's running statistics."""
+    flags = ("--method", "sassnet", "--max_iterations", "3", "--save_every", "10")
+    work = in_ranks(lambda: train.main(command(*flags, exp="whole")))
+    assert [outcome.status for outcome in work] == [0, 0]
+    step = Engine.step
+
+    def step_and_send(self, batch):
+        if self.iteration == 1 and self.ranks.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)  # torchrun repeats what a scheduler sent
+        return step(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "step", step_and_send)
+        first, second = in_ranks(lambda: train.main(command(*flags, exp="parts")))
+    assert (first.value, second.value) == (128 + signal.SIGTERM,) * 2
+    assert first.output.count("stopped and saved at iteration 2; continue with --resume") == 1
+    assert state_of(tmp_path / "parts")["iteration"] == 2
+    work = in_ranks(lambda: train.main(["--exp", "parts", "--model_path", str(tmp_path), "--resume"]))
+    assert [outcome.status for outcome in work] == [0, 0], work
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert "processes, resumed with" not in (tmp_path / "parts" / runs.LOG).read_text()
+
+
+def test_a_loss_of_rank_1_that_is_not_finite_stops_all(command, tmp_path, in_ranks, monkeypatch):
+    step = Engine.step
+
+    def poisoned(self, batch):
+        if self.iteration == 1 and self.ranks.rank == 1:
+            batch.image[0] = torch.nan
+        return step(self, batch)
+
+    monkeypatch.setattr(Engine, "step", poisoned)
+    flags = ("--method", "supervised", "--max_iterations", "4", "--save_every", "1")
+    first, second = in_ranks(lambda: train.main(command(*flags)))
+    assert (first.status, second.status) == (2, 2)
+    assert second.output.startswith("error: rank 1: the loss is not finite in iteration 2")
+    last = tmp_path / "run" / runs.LAST
+    message = first.output.splitlines()[-1]
+    assert message.startswith("stopped: rank 1: the loss is not finite in iteration 2")
+    assert message.endswith(f"continue from {last} with --resume, in any number of processes")
+    assert message in (tmp_path / "run" / runs.LOG).read_text()
+    assert state_of(tmp_path / "run")["iteration"] == 1 and len(curves_of(tmp_path / "run")) == 1
+
+
+def test_a_run_goes_on_with_another_number_of_processes(command, tmp_path, in_ranks, monkeypatch):
+    flags = ("--method", "supervised", "--max_iterations", "3")
+    with monkeypatch.context() as patch:
+        send_at(patch, iteration=1)
+        assert train.main(command(*flags)) == 128 + signal.SIGTERM
+    first, _ = in_ranks(lambda: train.main(command(*flags, "--resume")))
+    assert first.status == 0 and first.output.count("saved with 1 processes, resumed with 2") == 1
+    assert state_of(tmp_path / "run")["iteration"] == 3
+    assert [row["iteration"] for row in curves_of(tmp_path / "run")] == ["1", "2", "3"]
+
+
+def test_bad_input_is_one_sentence_of_one_rank(command, tmp_path, in_ranks):
+    first, second = in_ranks(lambda: train.main(command("--method", "supervised", "--labelnum", "7")))
+    assert (first.status, second.status, second.output) == (2, 2, "")
+    assert first.output.startswith("error: --labelnum 7") and first.output.count("\n") == 1
+    first, second = in_ranks(lambda: train.main(command("--no_such_flag")))
+    assert second.output == "" and "--no_such_flag" in first.output
+    assert not (tmp_path / "run").exists()

@@ -1,3 +1,5 @@
+import hashlib
+import math
 from argparse import Namespace
 from collections import Counter
 from dataclasses import replace
@@ -20,11 +22,13 @@ from dataloaders.batch import (
     stream_case,
 )
 from dataloaders.la_heart import case_path, read_label
+from utils.distributed import ALONE, Ranks
 from utils.errors import InputError
 from utils.metrics import evaluate
 
 SHAPE, PATCH = (20, 17, 12), (10, 8, 6)
 LABELED, UNLABELED = [f"L{i}" for i in range(5)], [f"U{i}" for i in range(7)]
+BEFORE_RANKS = "8339f39cd26ae945"
 STRONG = {"aug_zoom": 0.2, "aug_rotate": 15.0, "aug_intensity": 0.3}
 
 
@@ -66,9 +70,9 @@ def flags(root, **changes) -> Namespace:
     return Namespace(**{**plain, **changes})
 
 
-def make_stream(root, labeled=LABELED, unlabeled=UNLABELED, **changes) -> BatchStream:
+def make_stream(root, labeled=LABELED, unlabeled=UNLABELED, ranks=ALONE, **changes) -> BatchStream:
     options = flags(root, **changes)
-    return BatchStream(options, CaseStore(options, labeled, unlabeled), labeled, unlabeled)
+    return BatchStream(options, CaseStore(options, labeled, unlabeled), labeled, unlabeled, ranks)
 
 
 def assert_same(first, second):
@@ -99,6 +103,39 @@ def test_batch_is_a_function_of_seed_and_iteration(root):
     assert_same(batches[5], last)
     assert_same(batches[2], stream[2])
     assert not torch.equal(batches[0].image, batches[1].image)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_batches_of_all_ranks_are_the_batch_of_one_process(root, size):
+    whole = make_stream(root, batch_size=5 * size, labeled_bs=2 * size, **STRONG)
+    shares = [make_stream(root, ranks=Ranks(rank, size), **STRONG) for rank in range(size)]
+    for iteration in (0, 1, 5):
+        expected, parts = whole[iteration], [share[iteration] for share in shares]
+        labeled = [part.image[:2] for part in parts]
+        assert torch.equal(torch.cat([*labeled, *(part.image[2:] for part in parts)]), expected.image)
+        assert torch.equal(torch.cat([part.label for part in parts]), expected.label)
+        assert sum((part.cases[:2] for part in parts), ()) + sum((part.cases[2:] for part in parts), ()) == (
+            expected.cases
+        )
+        assert len({image.numpy().tobytes() for part in parts for image in part.image}) == 5 * size  # disjoint
+
+
+def test_one_rank_of_one_has_the_batches_of_before_there_were_ranks(root):
+    """Digest of images, labels and cases, computed with the code as it was then."""
+    digest = hashlib.sha256()
+    for iteration in range(3):
+        batch = make_stream(root, ranks=Ranks(0, 1))[iteration]
+        for part in (batch.image.numpy().tobytes(), batch.label.numpy().tobytes(), repr(batch.cases).encode()):
+            digest.update(part)
+    assert digest.hexdigest()[:16] == BEFORE_RANKS
+
+
+def test_processes_of_a_machine_share_its_memory(root, monkeypatch):
+    voxels = math.prod(SHAPE)
+    need = 12 * voxels * 4 + 5 * voxels
+    monkeypatch.setattr(module, "available_memory", lambda: 2 * need / module.MEMORY_SHARE + 1)
+    stores = [CaseStore(flags(root), LABELED, UNLABELED, processes) for processes in (1, 2, 3)]
+    assert [store.in_memory for store in stores] == [True, True, False]
 
 
 def test_seed_changes_crops_and_order(root):

@@ -11,6 +11,7 @@ from torch import nn
 from networks.vnet import VNet
 from utils import device
 from utils.device import memory_format, peak_memory_gib, pick_device, place, precision, set_determinism
+from utils.distributed import Ranks
 from utils.errors import InputError
 
 
@@ -72,6 +73,55 @@ def test_what_the_machine_lacks_is_an_input_error_naming_the_flag(gpus, count, o
     with pytest.raises(InputError) as error:
         pick_device(options)
     assert all(flag in str(error.value) for flag in flags)
+
+
+def test_each_process_takes_the_gpu_of_its_local_rank(gpus):
+    gpus(2)
+    ranks = Ranks(rank=3, size=4, local_rank=1, local_size=2)
+    for options in (asked(), asked("cuda")):
+        assert pick_device(options, ranks=ranks) == torch.device("cuda:1")
+    assert pick_device(asked("cpu"), ranks=ranks) == torch.device("cpu")
+    gpus(0)
+    said = []
+    assert pick_device(asked(), said.append, ranks) == torch.device("cpu")
+    assert said == []
+    pick_device(asked(), said.append, Ranks(0, 2, 0, 2))
+    assert said == ["no GPU found: computing on the CPU"]
+
+
+@pytest.mark.parametrize(
+    ("count", "options", "words"),
+    [
+        (4, asked(gpu=1), ["--gpu 1", "torchrun", "CUDA_VISIBLE_DEVICES"]),
+        (1, asked(), ["2 processes", "1 usable GPUs", "--nproc_per_node", "--device cpu"]),
+        (0, asked("cuda"), ["2 processes", "0 usable GPUs", "--device cpu"]),
+    ],
+)
+def test_what_contradicts_several_processes_is_an_input_error(gpus, count, options, words):
+    gpus(count)
+    with pytest.raises(InputError) as error:
+        pick_device(options, ranks=Ranks(1, 2, 1, 2))
+    assert all(word in str(error.value) for word in words)
+
+
+def test_batch_norm_is_synchronised_over_processes_on_gpus_alone(monkeypatch):
+    gpu, two = torch.device("cuda", 0), Ranks(0, 2, 0, 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(nn.Module, "to", lambda self, **where: self)
+    kinds = {}
+    for case, flag, where, ranks in (
+        ("synced", True, gpu, two),
+        ("switched off", False, gpu, two),
+        ("CPU", True, torch.device("cpu"), two),
+        ("alone", True, gpu, Ranks()),
+    ):
+        options = asked()
+        options.sync_bn = flag
+        placed = place(VNet(n_filters=2), where, options, ranks)
+        kinds[case] = {type(m) for m in placed.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+        assert placed.state_dict().keys() == VNet(n_filters=2).state_dict().keys()
+    assert kinds.pop("synced") == {nn.SyncBatchNorm}
+    assert all(kind == {nn.BatchNorm3d} for kind in kinds.values())
 
 
 def test_bf16_on_a_cpu_refuses_patches_that_it_would_ruin(gpus):
