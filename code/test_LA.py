@@ -33,7 +33,7 @@ from utils import runs
 from utils.device import machine, pick_device, place
 from utils.errors import InputError, run_script
 from utils.metrics import evaluate, largest_component, summarise, verify_against_medpy
-from utils.parsing import layer_defaults, require_values
+from utils.parsing import given_by_hand, layer_defaults, require_values
 from utils.presets import COMPAT
 
 POSTS = {"none": lambda mask: mask, "lcc": largest_component}
@@ -68,11 +68,17 @@ def make_parser() -> ArgumentParser:
 
 
 def parse_options(argv: Sequence[str] | None, exp: str, trained: dict[str, Any]) -> Namespace:
-    """Options of one run: by hand > --compat by hand > those of its training."""
+    """Options of one run: by hand > --compat by hand > those of its training.
+
+    A --compat given by hand takes the place of the training's: what came from that one has its default again.
+    """
     parser = make_parser()
-    compat = parser.parse_args(argv).compat
     kept = {key: value for key, value in trained.items() if key not in OF_THE_MACHINE}
-    layer_defaults(parser, kept, COMPAT.get(compat, {}))
+    if "compat" in given_by_hand(parser, argv):
+        compat = parser.parse_args(argv).compat
+        gone = COMPAT.get(trained["compat"], {}).items()
+        kept = {key: value for key, value in kept.items() if (key, value) not in gone} | COMPAT.get(compat, {})
+    layer_defaults(parser, kept)
     options = Namespace(**{**trained, **vars(parser.parse_args(argv)), "exp": exp})
     require_values(options)
     return options

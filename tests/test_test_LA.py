@@ -226,13 +226,26 @@ def test_settings_come_from_the_training_unless_given(tiny_options):
 
 
 def test_compat_is_taken_from_the_training_or_from_the_flag(tiny_options):
-    public = {"post": "lcc", "eval_empty": "zeros", "head": "seg"}
+    public = {"post": "lcc", "eval_empty": "zeros", "head": None}
     plain, compat = tiny_options("dtml"), tiny_options("dtml", "--compat", "public")
     for options in (options_of(plain, "--compat", "public"), options_of(compat)):
         assert {name: getattr(options, name) for name in public} == public
     assert options_of(plain).post == "none"
     assert options_of(plain, "--compat", "public", "--post", "none").post == "none"
     assert options_of(compat, "--eval_empty", "nan").eval_empty == "nan"
+
+
+def test_compat_by_hand_replaces_that_of_the_training(tiny_options):
+    compat = tiny_options("dtml", "--compat", "public")
+    off = options_of(compat, "--compat", "off")
+    assert (off.compat, off.post, off.eval_empty, off.head) == ("off", "none", "nan", None)
+    assert (off.flip, off.con_scale) == ("always", 2.0)  # what it was trained with stays
+    assert options_of(compat, "--compat", "off", "--post", "lcc").post == "lcc"
+    own = tiny_options("dtml", "--compat", "public", "--post", "none", "--head", "mean")
+    assert (options_of(own).post, options_of(own).head) == ("none", "mean")
+    again, off = options_of(own, "--compat", "public"), options_of(own, "--compat", "off")
+    assert (again.post, again.head, again.eval_empty) == ("lcc", None, "zeros")
+    assert (off.post, off.head, off.eval_empty) == ("none", "mean", "nan")  # what it chose by itself stays
 
 
 # --- the paper's row
