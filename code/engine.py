@@ -90,6 +90,8 @@ class Engine:
                     journal.image(self.iteration, "training", self._picture(batch))
                 if self.split.validation and self._due(options.val_every):
                     self._validate(journal)
+                if options.keep_checkpoints and self._due(options.save_every):
+                    self.save(runs.checkpoint_path(Path(), runs.iteration_name(self.iteration)).name)
                 stop = self._signal  # read once: one that arrives during the next lines must not skip the save
                 if stop or self._due(options.save_every):
                     journal.write_curves()

@@ -6,9 +6,10 @@ Several runs are set side by side, with the paired difference of each to the fir
 import csv
 import math
 import platform
+import re
 import sys
 import time
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -37,7 +38,7 @@ from utils.parsing import given_by_hand, layer_defaults, require_values
 from utils.presets import COMPAT
 
 POSTS = {"none": lambda mask: mask, "lcc": largest_component}
-CHECKPOINTS = {"last": runs.LAST, "best_val": runs.BEST_VAL}
+WEIGHTS = re.compile(r"last|best_val|iteration_\d+")
 SAME_SETTING = "the paper's row, for the same lists, preset and number of labels"
 NOT_COMPARABLE = "the paper's full-scale figures on the official 20 cases: another setting, not comparable"
 OFFICIAL = flags.REPOSITORY / "data" / "LA"  # its lists are the official ones, whatever --root_path holds
@@ -55,7 +56,13 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_argument("--exp", nargs="+", required=True, metavar="NAME", help="run to score; several are compared")
     parser.add_argument("--model_path", default="model", help="folder of all runs")
-    parser.add_argument("--weights", choices=tuple(CHECKPOINTS), default="last", help="checkpoint to score")
+    parser.add_argument(
+        "--weights",
+        type=_weights,
+        default="last",
+        help="checkpoint to score: last, best_val, or iteration_<N> of a run with --keep_checkpoints, whose scores go "
+        "to the folder iteration_<N> of the run",
+    )
     parser.add_argument(
         "--skip", nargs="*", choices=("predictions", "figures"), default=[], help="what not to write: NIfTI, pictures"
     )
@@ -65,6 +72,12 @@ def make_parser() -> ArgumentParser:
     flags.add_device_options(parser)
     flags.add_inference_options(parser)
     return parser
+
+
+def _weights(text: str) -> str:
+    if not WEIGHTS.fullmatch(text):
+        raise ArgumentTypeError(f"{text!r} is neither last, best_val nor iteration_<N>")
+    return text
 
 
 def parse_options(argv: Sequence[str] | None, exp: str, trained: dict[str, Any]) -> Namespace:
@@ -90,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folders = {exp: runs.existing_run(asked.model_path, exp) for exp in asked.exp}
     reported = {}
     for exp, folder in folders.items():
-        state = runs.load_checkpoint(folder / CHECKPOINTS[asked.weights])
+        state = runs.load_checkpoint(runs.checkpoint_path(folder, asked.weights))
         options = parse_options(argv, exp, state["options"])
         scores, head = score_run(folder, state, options)
         print_run(scores, head, options, state)
@@ -108,9 +121,12 @@ def score_run(folder: Path, state: dict[str, Any], options: Namespace) -> tuple[
     cases = sound_cases(options, state)
     device = pick_device(options)
     method = METHODS[options.method].of_run(state["options"])
-    load_networks(method, state, folder / CHECKPOINTS[options.weights])
+    load_networks(method, state, runs.checkpoint_path(folder, options.weights))
     place(method, device, options)
     head = reported_output(method, options)
+    folder = runs.scores_folder(folder, options.weights)
+    with runs.writing(folder):
+        folder.mkdir(exist_ok=True)
     start, scores = time.perf_counter(), []
     for case in tqdm(cases, unit="case", disable=None, dynamic_ncols=True):
         scores += score_case(method, case, head, options, device, folder)
@@ -181,7 +197,7 @@ def write_scores(
         writer.writerows(scores)
     kinds = dict.fromkeys((score["head"], score["post"]) for score in scores)
     content = {
-        "exp": folder.name,
+        "exp": Path(options.exp).name,
         "reported": {"head": head, "post": options.post, "weights": options.weights},
         "iteration": state["iteration"],
         "training_seconds": state["seconds"],

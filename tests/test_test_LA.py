@@ -115,6 +115,25 @@ def test_what_training_wrote_is_found_and_scored(phantom, tmp_path, capsys):
     ]
 
 
+def test_checkpoints_that_a_run_kept_are_scored_in_folders_of_their_own(phantom, tmp_path, capsys):
+    small = "--preset demo --patch_size 32 32 32 --n_filters 2 --batch_size 2 --labelnum 3 --image_every 0".split()
+    where = ["--model_path", str(tmp_path), "--exp", "run", "--device", "cpu"]
+    long = ["--max_iterations", "2", "--save_every", "1", "--keep_checkpoints"]
+    assert train_dtml.main([*small, *where, *long, "--root_path", str(phantom)]) == 0
+    folder = tmp_path / "run"
+    assert runs.kept_checkpoints(folder) == ["iteration_1", "iteration_2"]
+    assert test_LA.main([*where, "--weights", "iteration_1", "--skip", "figures"]) == 0
+    assert not (folder / runs.METRICS_JSON).exists() and not (folder / runs.PREDICTIONS).exists()
+    content = json.loads((folder / "iteration_1" / runs.METRICS_JSON).read_text())
+    assert (content["exp"], content["iteration"], content["reported"]["weights"]) == ("run", 1, "iteration_1")
+    assert len(list((folder / "iteration_1" / runs.PREDICTIONS).iterdir())) == len(CASES)
+    capsys.readouterr()
+    assert "iteration_3.pth" in refused(capsys, *where, "--weights", "iteration_3")
+    with pytest.raises(SystemExit):
+        test_LA.main([*where, "--weights", "../run/last"])
+    assert "neither last, best_val nor iteration_<N>" in capsys.readouterr().err
+
+
 # --- what is written
 
 
