@@ -14,20 +14,16 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
-from dataloaders.la_heart import read_list
-from dataloaders.split import cases_to_test
 from reporting.figure2 import load_case, write_figure
 from reporting.paper_tables import paired_report, write_table
-from reporting.systems import FIGURE, SYSTEMS, TABLES, System
-from train import parse_options as training_options
-from train import settle
+from reporting.plan import plan, systems_of
+from reporting.systems import FIGURE, SYSTEMS, TABLES
 from utils import runs
 from utils.errors import INTERRUPTED, InputError, run_script
-from utils.jobs import Job, Scores, kept_scores, read_json, run_name, what_is_left
-from utils.options import HelpFormatter, list_paths, repository_path
+from utils.jobs import Job, Scores, kept_scores, read_json, what_is_left
+from utils.options import HelpFormatter, repository_path
 from utils.presets import PRESETS
 
 CODE = Path(__file__).resolve().parent
@@ -59,6 +55,12 @@ def parse_options(argv: Sequence[str] | None = None) -> tuple[Namespace, list[st
     parser.add_argument("--out", default="docs/results", help="folder of tables, figures and kept scores")
     parser.add_argument("--cases", nargs="+", metavar="ID", help="cases of figure2 (default: best, median, worst)")
     parser.add_argument("--tables_only", action="store_true", help="write what can be written now, train nothing")
+    parser.add_argument(
+        "--optimistic_best_on_test",
+        action="store_true",
+        help="keep and test every checkpoint, and add a column with the best one ON THE TEST LIST. It is no result: it "
+        "shows how much choosing on the test list flatters",
+    )
     options, handed_on = parser.parse_known_args(argv)
     options.seeds = list(dict.fromkeys(options.seeds))
     if options.target == "paired" and len(set(options.only)) != 2:
@@ -82,14 +84,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def reproduce(options: Namespace, handed_on: Sequence[str]) -> int:
     """What the command does; an interruption is a KeyboardInterrupt."""
-    jobs = plan(options, handed_on)
-    print(f"{options.target}: {what_is_left(jobs, names=True)}", flush=True)
-    failed = [] if options.tables_only else [job.name for job in jobs if not carry_out(job, jobs)]
+    systems, optimistic = systems_of(options), options.optimistic_best_on_test
+    jobs, waiting = plan(systems, options, handed_on)
+    then = f"; then {', '.join(system.key for system in waiting)}" if waiting else ""
+    print(f"{options.target}: {what_is_left(jobs, names=True)}{then}", flush=True)
+    failed = [] if options.tables_only else [job.name for job in jobs if not carry_out(job, jobs, optimistic)]
+    if waiting and not options.tables_only:
+        late, waiting = plan(waiting, options, handed_on)
+        late = [job for job in late if job.name not in {job.name for job in jobs}]  # another seed was measured before
+        jobs += late
+        failed += [job.name for job in late if not carry_out(job, jobs, optimistic)]
+        failed += [
+            f"{system.key} (waits for the step times of {' and '.join(system.equal_time)})" for system in waiting
+        ]
     out = repository_path(options.out)
     done = {key: [scores for job in jobs if job.row == key and (scores := kept_scores(job))] for key in SYSTEMS}
     for table in TABLES:
         if options.target in (table, "all"):
-            print(write_table(table, {key: done[key] for key in TABLES[table]}, out, shlex.join(handed_on)))
+            rows = {key: done[key] for key in TABLES[table]}
+            print(write_table(table, rows, out, shlex.join(handed_on), optimistic))
     if options.target == "paired":
         print(paired_report([tuple(options.only)], done))
     if failed:
@@ -99,50 +112,12 @@ def reproduce(options: Namespace, handed_on: Sequence[str]) -> int:
     return 0
 
 
-# --- which rows, with which flags
-
-
-def plan(options: Namespace, handed_on: Sequence[str]) -> list[Job]:
-    """Every row at every seed, its flags checked: a bad one ends the command before anything is trained."""
-    return [make_job(system, seed, options, handed_on) for seed in options.seeds for system in systems_of(options)]
-
-
-def systems_of(options: Namespace) -> list[System]:
-    """The rows to work on, in the order in which they are worth having."""
-    keys = {"all": tuple(SYSTEMS), "figure2": (*FIGURE, *options.only), "paired": options.only, **TABLES}
-    wanted = set(keys[options.target])
-    if options.only and options.target != "figure2":
-        wanted &= set(options.only)
-    return [system for key, system in SYSTEMS.items() if key in wanted]
-
-
-def make_job(system: System, seed: int, options: Namespace, handed_on: Sequence[str]) -> Job:
-    """One row at one seed. A row's own flags come last: what makes it this row is not overruled."""
-    flags = ["--method", system.method, "--preset", options.preset, "--split", options.split, "--seed", str(seed)]
-    flags += ["--model_path", options.model_path, *handed_on, *system.flags]
-    if system.all_labeled:
-        lists = list_paths(training_options([*flags, "--labelnum", "1"]))
-        flags += ["--labelnum", str(len(read_list(lists[0], "--train_list")))]
-    trained = training_options(flags)
-    for flag, value in {"method": system.method, "seed": seed, "overwrite": False}.items():
-        if getattr(trained, flag) != value:
-            raise InputError(f"--{flag} is not for reproduce.py, which sets it for every row; see --only and --seeds")
-    cases = {**asdict(settle(trained)), "test": cases_to_test(trained)}
-    defaults = training_options(["--method", system.method, "--preset", options.preset])
-    plain, kept = f"{system.key}_seed{seed}", repository_path(options.out) / "runs"
-    trained.exp, others = run_name(plain, trained, cases, defaults, kept)
-    if others:
-        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        print(f"{plain} is there with {', '.join(others[:3])}{more} and stays; this row is {trained.exp}")
-    return Job(system.key, trained.exp, tuple(flags), trained, kept / trained.exp)
-
-
 # --- one row
 
 
-def carry_out(job: Job, jobs: Sequence[Job]) -> bool:
+def carry_out(job: Job, jobs: Sequence[Job], optimistic: bool) -> bool:
     """Train, test and keep a row, unless it is done or another process is at it. False if it failed."""
-    if kept_scores(job) is not None:
+    if is_done(job, optimistic):
         return True
     device = [f"--{key}={value}" for key in ("device", "gpu") if (value := getattr(job.options, key)) is not None]
     where = ["--exp", job.name, "--model_path", job.options.model_path]
@@ -150,17 +125,37 @@ def carry_out(job: Job, jobs: Sequence[Job]) -> bool:
         if lock is None:
             print(f"\n{job.name}: another process is working on it; left to that one", flush=True)
             return True
-        if kept_scores(job) is not None:  # by another process, since the command began
+        if is_done(job, optimistic):  # by another process, since the command began
             return True
         print(f"\n{job.name}: {what_is_left(jobs)}", flush=True)
         try:
-            run_script_of(["train.py", *job.flags, *where, "--resume"], lock)
-            run_script_of(["test_LA.py", *where, *device, "--skip", "figures"], lock)
-            keep(job)
+            if kept_scores(job) is None:
+                run_script_of(["train.py", *job.flags, *where, "--resume"], lock)
+                run_script_of(["test_LA.py", *where, *device, "--skip", "figures"], lock)
+                keep(job)
+            if optimistic:
+                keep_best_on_test(job, [*where, *device], lock)
         except InputError as error:
             print(f"{job.name}: {error}", file=sys.stderr, flush=True)
             return False
     return True
+
+
+def is_done(job: Job, optimistic: bool) -> bool:
+    """Whether scores are kept; also those of every checkpoint if asked for, and if the run has them."""
+    all_tested = not optimistic or (job.kept / runs.BEST_ON_TEST).exists() or not runs.kept_checkpoints(job.folder)
+    return kept_scores(job) is not None and all_tested
+
+
+def keep_best_on_test(job: Job, flags: Sequence[str], lock: int) -> None:
+    """Test every checkpoint of a run and keep the summaries. What is chosen among them is no result."""
+    summaries = {}
+    for weights in runs.kept_checkpoints(job.folder):
+        path = runs.scores_folder(job.folder, weights) / runs.METRICS_JSON
+        if not path.exists():
+            run_script_of(["test_LA.py", *flags, "--weights", weights, "--skip", "predictions", "figures"], lock)
+        summaries[weights] = read_json(path)["summary"]
+    runs.write_json(job.kept / runs.BEST_ON_TEST, summaries)
 
 
 @contextmanager

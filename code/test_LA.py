@@ -6,9 +6,10 @@ Several runs are set side by side, with the paired difference of each to the fir
 import csv
 import math
 import platform
+import re
 import sys
 import time
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -33,11 +34,11 @@ from utils import runs
 from utils.device import machine, pick_device, place
 from utils.errors import InputError, run_script
 from utils.metrics import evaluate, largest_component, summarise, verify_against_medpy
-from utils.parsing import layer_defaults, require_values
+from utils.parsing import given_by_hand, layer_defaults, require_values
 from utils.presets import COMPAT
 
 POSTS = {"none": lambda mask: mask, "lcc": largest_component}
-CHECKPOINTS = {"last": runs.LAST, "best_val": runs.BEST_VAL}
+WEIGHTS = re.compile(r"last|best_val|iteration_\d+")
 SAME_SETTING = "the paper's row, for the same lists, preset and number of labels"
 NOT_COMPARABLE = "the paper's full-scale figures on the official 20 cases: another setting, not comparable"
 OFFICIAL = flags.REPOSITORY / "data" / "LA"  # its lists are the official ones, whatever --root_path holds
@@ -55,7 +56,13 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_argument("--exp", nargs="+", required=True, metavar="NAME", help="run to score; several are compared")
     parser.add_argument("--model_path", default="model", help="folder of all runs")
-    parser.add_argument("--weights", choices=tuple(CHECKPOINTS), default="last", help="checkpoint to score")
+    parser.add_argument(
+        "--weights",
+        type=_weights,
+        default="last",
+        help="checkpoint to score: last, best_val, or iteration_<N> of a run with --keep_checkpoints, whose scores go "
+        "to the folder iteration_<N> of the run",
+    )
     parser.add_argument(
         "--skip", nargs="*", choices=("predictions", "figures"), default=[], help="what not to write: NIfTI, pictures"
     )
@@ -67,12 +74,24 @@ def make_parser() -> ArgumentParser:
     return parser
 
 
+def _weights(text: str) -> str:
+    if not WEIGHTS.fullmatch(text):
+        raise ArgumentTypeError(f"{text!r} is neither last, best_val nor iteration_<N>")
+    return text
+
+
 def parse_options(argv: Sequence[str] | None, exp: str, trained: dict[str, Any]) -> Namespace:
-    """Options of one run: by hand > --compat by hand > those of its training."""
+    """Options of one run: by hand > --compat by hand > those of its training.
+
+    A --compat given by hand takes the place of the training's: what came from that one has its default again.
+    """
     parser = make_parser()
-    compat = parser.parse_args(argv).compat
     kept = {key: value for key, value in trained.items() if key not in OF_THE_MACHINE}
-    layer_defaults(parser, kept, COMPAT.get(compat, {}))
+    if "compat" in given_by_hand(parser, argv):
+        compat = parser.parse_args(argv).compat
+        gone = COMPAT.get(trained["compat"], {}).items()
+        kept = {key: value for key, value in kept.items() if (key, value) not in gone} | COMPAT.get(compat, {})
+    layer_defaults(parser, kept)
     options = Namespace(**{**trained, **vars(parser.parse_args(argv)), "exp": exp})
     require_values(options)
     return options
@@ -84,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folders = {exp: runs.existing_run(asked.model_path, exp) for exp in asked.exp}
     reported = {}
     for exp, folder in folders.items():
-        state = runs.load_checkpoint(folder / CHECKPOINTS[asked.weights])
+        state = runs.load_checkpoint(runs.checkpoint_path(folder, asked.weights))
         options = parse_options(argv, exp, state["options"])
         scores, head = score_run(folder, state, options)
         print_run(scores, head, options, state)
@@ -102,9 +121,12 @@ def score_run(folder: Path, state: dict[str, Any], options: Namespace) -> tuple[
     cases = sound_cases(options, state)
     device = pick_device(options)
     method = METHODS[options.method].of_run(state["options"])
-    load_networks(method, state, folder / CHECKPOINTS[options.weights])
+    load_networks(method, state, runs.checkpoint_path(folder, options.weights))
     place(method, device, options)
     head = reported_output(method, options)
+    folder = runs.scores_folder(folder, options.weights)
+    with runs.writing(folder):
+        folder.mkdir(exist_ok=True)
     start, scores = time.perf_counter(), []
     for case in tqdm(cases, unit="case", disable=None, dynamic_ncols=True):
         scores += score_case(method, case, head, options, device, folder)
@@ -175,7 +197,7 @@ def write_scores(
         writer.writerows(scores)
     kinds = dict.fromkeys((score["head"], score["post"]) for score in scores)
     content = {
-        "exp": folder.name,
+        "exp": Path(options.exp).name,
         "reported": {"head": head, "post": options.post, "weights": options.weights},
         "iteration": state["iteration"],
         "training_seconds": state["seconds"],

@@ -12,13 +12,16 @@ import pytest
 import reproduce
 import test_LA
 import train
+from reporting.plan import plan, systems_of
 from reporting.systems import SYSTEMS, TABLES
-from reproduce import choose_cases, claim, main, parse_options, plan, run_script_of, systems_of
+from reproduce import choose_cases, claim, main, parse_options, run_script_of
 from utils import runs
 from utils.errors import INTERRUPTED, InputError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DICE = {"phantom_006": 0.8, "phantom_007": 0.9}  # the test cases of the phantom
+GAIN = {"iteration_1": -0.3, "iteration_2": 0.02, "iteration_10": -0.1}  # of checkpoints over the last one
+SECONDS = {"supervised": 0.5, "dtml": 1.6}  # of a step
 
 
 @pytest.fixture
@@ -54,10 +57,19 @@ def scripts(monkeypatch, make_scores):
             folder.mkdir(parents=True)
             runs.write_json(folder / runs.OPTIONS, vars(options))
             (folder / runs.CURVES).write_text("iteration,step_seconds\n2,0.5\n")
+            for iteration in (1, 10, 2) if options.keep_checkpoints else ():
+                runs.checkpoint_path(folder, runs.iteration_name(iteration)).touch()
             return
         folder = runs.run_folder(command[command.index("--model_path") + 1], name)
         options = json.loads((folder / runs.OPTIONS).read_text())
         scores = make_scores(DICE, options["seed"])
+        if "--weights" in command:
+            weights = command[command.index("--weights") + 1]
+            calls[-1] = (script, name, weights)
+            scores = make_scores({case: dice + GAIN[weights] for case, dice in DICE.items()}, options["seed"])
+            folder /= weights
+            folder.mkdir()
+        scores["training_seconds"] = SECONDS.get(options["method"], 1.0) * scores["iteration"]
         runs.write_json(folder / runs.METRICS_JSON, scores | {"options": options})
         (folder / runs.METRICS_CSV).write_text("case\n")
 
@@ -141,7 +153,9 @@ def test_rows_of_a_target(argv, rows):
 
 
 def test_plan_has_the_first_seed_of_all_rows_first(flags):
-    jobs = plan(*parse_options(["table3", *flags, "--seeds", "1", "2", "--only", "v_net_all", "v_net", "dtml"]))
+    options, handed_on = parse_options(["table3", *flags, "--seeds", "1", "2", "--only", "v_net_all", "v_net", "dtml"])
+    jobs, waiting = plan(systems_of(options), options, handed_on)
+    assert not waiting
     assert [job.name for job in jobs] == [
         f"{row}_seed{seed}" for seed in (1, 2) for row in ("v_net", "dtml", "v_net_all")
     ]
@@ -150,7 +164,8 @@ def test_plan_has_the_first_seed_of_all_rows_first(flags):
 
 
 def test_what_makes_a_row_is_not_overruled(flags):
-    (job,) = plan(*parse_options(["table2", *flags, "--only", "m_d", "--unlabelnum", "3"]))
+    options, handed_on = parse_options(["table2", *flags, "--only", "m_d", "--unlabelnum", "3"])
+    (job,), _ = plan(systems_of(options), options, handed_on)
     assert (job.options.branch, job.options.unlabelnum) == ("sdm", 0)
 
 
@@ -195,6 +210,56 @@ def test_other_options_are_another_run_and_destroy_nothing(flags, scripts, tmp_p
     scripts.clear()
     assert main(["table2", *flags, "--only", "v_net", "--base_lr", "0.1"]) == 0
     assert not scripts
+
+
+def test_a_row_of_equal_time_waits_for_the_rows_that_say_how_long_that_is(flags, scripts, tmp_path, capsys):
+    rows = ["--only", "v_net_equal_time", "v_net", "dtml", "--seeds", "1", "2"]
+    assert main(["table3", *flags, *rows]) == 0
+    assert "4 of 4 runs left" in (output := capsys.readouterr().out) and "; then v_net_equal_time" in output
+    assert [call[1] for call in scripts[-4::2]] == ["v_net_equal_time_seed1", "v_net_equal_time_seed2"]
+    options = json.loads((tmp_path / "out" / "runs" / "v_net_equal_time_seed2" / "options.json").read_text())
+    assert options["max_iterations"] == 640  # 200 iterations of 1.6 s, in steps of 0.5 s
+    assert output.count("V-Net, DTML's seconds") >= 2
+    scripts.clear()
+    assert main(["table3", *flags, *rows]) == 0
+    assert not scripts and "all 6 runs are done" in capsys.readouterr().out
+    assert main(["table3", *flags, *rows, "3", "--tables_only"]) == 0  # a further seed: one is planned, one waits
+    assert main(["table3", *flags, *rows, "3"]) == 0
+    assert [call[1] for call in scripts[::2]] == ["v_net_seed3", "dtml_seed3", "v_net_equal_time_seed3"]
+    with open(tmp_path / "out" / "table3.csv", newline="", encoding="utf-8") as file:
+        line = next(line for line in csv.DictReader(file) if line["method"] == "V-Net, DTML's seconds")
+    assert line["seeds"] == "3"
+
+
+def test_a_row_of_equal_time_alone_says_what_it_waits_for(flags, scripts):
+    with pytest.raises(InputError, match=r"v_net_equal_time \(waits for the step times of dtml and v_net\)"):
+        main(["table3", *flags, "--only", "v_net_equal_time"])
+    assert not scripts
+
+
+def test_the_optimistic_column_is_loud_and_only_there_by_its_flag(flags, scripts, tmp_path, capsys):
+    rows = ["--only", "v_net"]
+    assert main(["table2", *flags, *rows, "--optimistic_best_on_test"]) == 0
+    last = [("train.py", "v_net_seed1337"), ("test_LA.py", "v_net_seed1337")]
+    assert scripts == [*last, *(("test_LA.py", "v_net_seed1337", f"iteration_{n}") for n in (1, 2, 10))]
+    output = capsys.readouterr().out
+    assert "OPTIMISTIC, NOT A RESULT" in output and "best on the test list" in output
+    table = (tmp_path / "out" / "table2.md").read_text()
+    (line,) = (line for line in table.splitlines() if line.startswith("| V-Net | 2 | 0 | measured |"))
+    assert "| 85.00 |" in line and line.endswith("| 87.00 |")  # the last one, and the best of all
+    scripts.clear()
+    assert main(["table2", *flags, *rows, "--optimistic_best_on_test"]) == 0
+    assert not scripts
+    assert main(["table2", *flags, *rows]) == 0  # the same run
+    assert not scripts and "OPTIMISTIC" not in (tmp_path / "out" / "table2.md").read_text()
+
+
+def test_runs_that_kept_no_checkpoints_are_not_run_again_for_the_optimistic_column(flags, scripts, tmp_path):
+    main(["table2", *flags, "--only", "v_net"])
+    scripts.clear()
+    assert main(["table2", *flags, "--only", "v_net", "--optimistic_best_on_test"]) == 0
+    assert not scripts
+    assert "| 87.00 |" not in (tmp_path / "out" / "table2.md").read_text()
 
 
 def test_tables_only_trains_nothing(flags, scripts, capsys):
@@ -394,7 +459,7 @@ def test_every_target_end_to_end(flags, in_process, tmp_path, capsys):
     assert all((out / f"figure2.{end}").stat().st_size > 10_000 for end in ("png", "pdf"))
     capsys.readouterr()
     assert main(["all", *flags]) == 0
-    assert "all 13 runs are done" in capsys.readouterr().out
+    assert "all 14 runs are done" in capsys.readouterr().out
 
 
 @pytest.mark.slow

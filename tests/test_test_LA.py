@@ -115,6 +115,25 @@ def test_what_training_wrote_is_found_and_scored(phantom, tmp_path, capsys):
     ]
 
 
+def test_checkpoints_that_a_run_kept_are_scored_in_folders_of_their_own(phantom, tmp_path, capsys):
+    small = "--preset demo --patch_size 32 32 32 --n_filters 2 --batch_size 2 --labelnum 3 --image_every 0".split()
+    where = ["--model_path", str(tmp_path), "--exp", "run", "--device", "cpu"]
+    long = ["--max_iterations", "2", "--save_every", "1", "--keep_checkpoints"]
+    assert train_dtml.main([*small, *where, *long, "--root_path", str(phantom)]) == 0
+    folder = tmp_path / "run"
+    assert runs.kept_checkpoints(folder) == ["iteration_1", "iteration_2"]
+    assert test_LA.main([*where, "--weights", "iteration_1", "--skip", "figures"]) == 0
+    assert not (folder / runs.METRICS_JSON).exists() and not (folder / runs.PREDICTIONS).exists()
+    content = json.loads((folder / "iteration_1" / runs.METRICS_JSON).read_text())
+    assert (content["exp"], content["iteration"], content["reported"]["weights"]) == ("run", 1, "iteration_1")
+    assert len(list((folder / "iteration_1" / runs.PREDICTIONS).iterdir())) == len(CASES)
+    capsys.readouterr()
+    assert "iteration_3.pth" in refused(capsys, *where, "--weights", "iteration_3")
+    with pytest.raises(SystemExit):
+        test_LA.main([*where, "--weights", "../run/last"])
+    assert "neither last, best_val nor iteration_<N>" in capsys.readouterr().err
+
+
 # --- what is written
 
 
@@ -226,13 +245,26 @@ def test_settings_come_from_the_training_unless_given(tiny_options):
 
 
 def test_compat_is_taken_from_the_training_or_from_the_flag(tiny_options):
-    public = {"post": "lcc", "eval_empty": "zeros", "head": "seg"}
+    public = {"post": "lcc", "eval_empty": "zeros", "head": None}
     plain, compat = tiny_options("dtml"), tiny_options("dtml", "--compat", "public")
     for options in (options_of(plain, "--compat", "public"), options_of(compat)):
         assert {name: getattr(options, name) for name in public} == public
     assert options_of(plain).post == "none"
     assert options_of(plain, "--compat", "public", "--post", "none").post == "none"
     assert options_of(compat, "--eval_empty", "nan").eval_empty == "nan"
+
+
+def test_compat_by_hand_replaces_that_of_the_training(tiny_options):
+    compat = tiny_options("dtml", "--compat", "public")
+    off = options_of(compat, "--compat", "off")
+    assert (off.compat, off.post, off.eval_empty, off.head) == ("off", "none", "nan", None)
+    assert (off.flip, off.con_scale) == ("always", 2.0)  # what it was trained with stays
+    assert options_of(compat, "--compat", "off", "--post", "lcc").post == "lcc"
+    own = tiny_options("dtml", "--compat", "public", "--post", "none", "--head", "mean")
+    assert (options_of(own).post, options_of(own).head) == ("none", "mean")
+    again, off = options_of(own, "--compat", "public"), options_of(own, "--compat", "off")
+    assert (again.post, again.head, again.eval_empty) == ("lcc", None, "zeros")
+    assert (off.post, off.head, off.eval_empty) == ("none", "mean", "nan")  # what it chose by itself stays
 
 
 # --- the paper's row

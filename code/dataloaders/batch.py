@@ -5,6 +5,7 @@ Labeled cases come first in a batch; labels of unlabeled cases are never opened.
 
 import math
 import os
+import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -234,13 +235,16 @@ def make_loader(stream: BatchStream, start: int, num_workers: int, pin_memory: b
 
     An item may be an `InputError`: see `delivered`.
     The loader has a generator of its own: otherwise starting it would draw from the global one, and a resumed run
-    would not continue with the random numbers of the checkpoint.
+    would not continue with the random numbers of the checkpoint. On Linux workers are forked, whatever Python's
+    default: they share the decoded cases with this process, and started in another way each would get a copy.
     """
+    workers = min(num_workers, os.cpu_count() or 1)
     return DataLoader(
         _Carrier(stream),
         None,
         sampler=range(start, len(stream)),
-        num_workers=min(num_workers, os.cpu_count() or 1),
+        num_workers=workers,
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         pin_memory=pin_memory,
         generator=torch.Generator(),
     )

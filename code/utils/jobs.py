@@ -71,9 +71,11 @@ def differences(options: Namespace, cases: Cases, defaults: Namespace, folder: P
 
 
 def kept_scores(job: Job) -> Scores | None:
-    """The scores of a job that is done."""
-    path = job.kept / runs.METRICS_JSON
-    return read_json(path) if path.exists() else None
+    """The scores of a job that is done, with the summaries of all its checkpoints where those were tested."""
+    path, checkpoints = job.kept / runs.METRICS_JSON, job.kept / runs.BEST_ON_TEST
+    if not path.exists():
+        return None
+    return read_json(path) | ({"checkpoints": read_json(checkpoints)} if checkpoints.exists() else {})
 
 
 def read_json(path: Path) -> dict[str, Any]:

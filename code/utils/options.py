@@ -178,6 +178,11 @@ def add_run_options(parser: ArgumentParser) -> None:
     run.add_argument(
         "--save_every", type=int, help="iterations between checkpoints (default: 1000/6000 of the training)"
     )
+    run.add_argument(
+        "--keep_checkpoints",
+        action="store_true",
+        help="keep every checkpoint beside last.pth, as iteration_<N>.pth; see --weights of test_LA.py",
+    )
     run.add_argument("--log_every", type=int, default=10, help="iterations between lines of the curves")
     run.add_argument("--image_every", type=int, default=200, help="iterations between TensorBoard images; 0 for none")
     run.add_argument(

@@ -106,12 +106,12 @@ def parse_in_two_strides(
     layer_defaults(parser, cls.defaults, PRESETS[chosen.preset], own, COMPAT.get(chosen.compat, {}))
     options = parser.parse_args(argv)
     options.method = key
-    by_hand = _given_by_hand(parser, argv, options) | ({"method"} if method else set())
+    by_hand = given_by_hand(parser, argv) | ({"method"} if method else set())
     return resolve(options, cls.uses_unlabeled), by_hand
 
 
-def _given_by_hand(parser: ArgumentParser, argv: Sequence[str] | None, options: Namespace) -> set[str]:
+def given_by_hand(parser: ArgumentParser, argv: Sequence[str] | None) -> set[str]:
     """Names of the flags that stand on the command line: those that take the place of a mark."""
     mark = object()
-    marked = parser.parse_args(argv, Namespace(**dict.fromkeys(vars(options), mark)))
+    marked = parser.parse_args(argv, Namespace(**dict.fromkeys(vars(parser.parse_args(argv)), mark)))
     return {name for name, value in vars(marked).items() if value is not mark}

@@ -51,6 +51,6 @@ COMPAT: dict[str, dict[str, Any]] = {
         "con_scale": 2.0,
         "eval_empty": "zeros",
         "post": "lcc",
-        "head": "seg",
+        "head": None,  # the method's first, the segmentation where it has one
     },
 }

@@ -21,11 +21,13 @@ LAST, BEST_VAL = "last.pth", "best_val.pth"
 LOG, OPTIONS, CURVES = "log.txt", "options.json", "curves.csv"
 METRICS_CSV, METRICS_JSON = "metrics.csv", "metrics.json"
 PREDICTIONS, FIGURES, TENSORBOARD = "predictions", "figures", "tensorboard"
+BEST_ON_TEST = "best_on_test.json"  # of a kept result: the summaries of all its checkpoints
 PARTIAL = ".partial"  # end of the name of a file that is still being written
 
 # What may differ between a run and its continuation, for it decides where and how the run is computed, not what.
 FREE_ON_RESUME = frozenset(
-    "root_path device gpu amp compile num_workers cache window_batch save_every log_every image_every val_every".split()
+    "root_path device gpu amp compile num_workers cache window_batch save_every keep_checkpoints log_every image_every "
+    "val_every".split()
 )
 OF_THE_COMMAND = ("exp", "model_path", "resume", "overwrite")  # a run does not hand these on to its continuation
 
@@ -37,6 +39,27 @@ def run_folder(model_path: str, exp: str) -> Path:
     if root not in folder.parents:
         raise InputError(f"--exp {exp} must name a folder below --model_path {root}")
     return folder
+
+
+def checkpoint_path(folder: Path, weights: str) -> Path:
+    """File of `last`, `best_val` or `iteration_<N>`."""
+    return folder / f"{weights}.pth"
+
+
+def iteration_name(iteration: int) -> str:
+    """Name of the weights that --keep_checkpoints keeps at an iteration."""
+    return f"iteration_{iteration}"
+
+
+def kept_checkpoints(folder: Path) -> list[str]:
+    """Names of the weights that --keep_checkpoints has kept, by iteration."""
+    names = (path.stem for path in folder.glob(checkpoint_path(Path(), iteration_name("*")).name))
+    return sorted(names, key=lambda name: int(name.rpartition("_")[2]))
+
+
+def scores_folder(folder: Path, weights: str) -> Path:
+    """Where scores, predictions and figures go: for `iteration_<N>` a folder of its own within that of the run."""
+    return folder if checkpoint_path(Path(), weights).name in (LAST, BEST_VAL) else folder / weights
 
 
 def default_exp(options: Namespace) -> str:
@@ -151,7 +174,9 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
-        raise InputError(f"there is no checkpoint {path}; train first (best_val.pth needs --val_cases)") from None
+        raise InputError(
+            f"there is no checkpoint {path}; train first (best_val needs --val_cases, iteration_<N> --keep_checkpoints)"
+        ) from None
     except Exception as error:
         raise InputError(f"{path} is not a readable checkpoint ({type(error).__name__}); see --exp") from error
     if not isinstance(state, dict) or "networks" not in state:

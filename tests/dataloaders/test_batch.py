@@ -1,5 +1,7 @@
 import hashlib
 import math
+import multiprocessing
+import sys
 from argparse import Namespace
 from collections import Counter
 from dataclasses import replace
@@ -169,6 +171,19 @@ def test_bad_input_met_by_a_worker_is_one_sentence(root, workers, monkeypatch):
     with pytest.raises(InputError) as error:
         next(delivered(make_loader(stream, 0, workers, pin_memory=False)))
     assert str(error.value) == "case L0 has a NaN"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers start as Python's default has it")
+def test_workers_share_the_decoded_cases_whatever_the_default_start_method(root, monkeypatch):
+    """From Python 3.14 on the default is forkserver, which would pickle them into every worker."""
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("forkserver", force=True)
+    try:
+        stream = make_stream(root, **STRONG)
+        monkeypatch.setattr(CaseStore, "__reduce_ex__", lambda *_: pytest.fail("a store was pickled"))
+        assert_same(next(delivered(make_loader(stream, 0, 1, pin_memory=False))), stream[0])
+    finally:
+        multiprocessing.set_start_method(before, force=True)
 
 
 def test_no_more_workers_than_cores(root, monkeypatch):

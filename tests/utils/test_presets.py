@@ -5,6 +5,7 @@ from argparse import Namespace
 import pytest
 import torch
 
+from engine import reported_output
 from methods import METHODS
 from train import parse_options
 from utils.presets import COMPAT, PRESETS, cpu_has_bf16
@@ -30,11 +31,23 @@ def test_compat_sets_exactly_the_group_of_public_quirks():
         "sdm_empty": "zeros",  # 7
         "con_scale": 2.0,  # 10
         "post": "lcc",  # the public test options
-        "head": "seg",
+        "head": None,  # the first output: the segmentation, of M_s in DTML
     }
     plain, public = vars(parse()), vars(parse("--compat", "public"))
     differ = {name for name in plain if plain[name] != public[name]}
-    assert differ == {*COMPAT["public"], "compat"}
+    assert differ == {*COMPAT["public"], "compat"} - {"head"}
+    assert parse("--compat", "public", "--head", "mean").head == "mean"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_compat_reports_the_segmentation_where_there_is_one(tiny_options, method):
+    options = tiny_options(method, "--compat", "public")
+    assert reported_output(METHODS[method](options), options) == "seg"
+
+
+def test_compat_goes_with_a_run_of_the_map_alone(tiny_options):
+    options = tiny_options("dtml", "--compat", "public", "--branch", "sdm")
+    assert reported_output(METHODS["dtml"](options), options) == "sdm"
 
 
 def test_every_entry_of_a_preset_is_a_flag():
