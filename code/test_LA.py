@@ -24,14 +24,14 @@ from dataloaders.split import cases_to_test
 from engine import load_networks, reported_output
 from inference import THRESHOLD, predict_volume
 from methods import METHODS
-from methods.base import Method
+from methods.base import Method, method_of
 from reporting.figures import case_figure
 from reporting.nifti import write_nifti
 from reporting.printed import PrintedRow, printed_row
 from reporting.tables import Score, case_table, comparison_table, pick, printed_table, summary_table
 from utils import options as flags
 from utils import runs
-from utils.device import machine, pick_device, place
+from utils.device import enough_memory, machine, pick_device, place
 from utils.errors import InputError, run_script
 from utils.metrics import evaluate, largest_component, summarise, verify_against_medpy
 from utils.parsing import given_by_hand, layer_defaults, require_values
@@ -120,7 +120,7 @@ def score_run(folder: Path, state: dict[str, Any], options: Namespace) -> tuple[
     """
     cases = sound_cases(options, state)
     device = pick_device(options)
-    method = METHODS[options.method].of_run(state["options"])
+    method = method_of(options.method, METHODS, options.exp).of_run(state["options"])
     load_networks(method, state, runs.checkpoint_path(folder, options.weights))
     place(method, device, options)
     head = reported_output(method, options)
@@ -162,7 +162,8 @@ def score_case(
     root = flags.repository_path(options.root_path)
     image, label = la_heart.read_image(root, case), la_heart.read_label(root, case)
     spacing = la_heart.read_spacing(root, case)
-    probs = predict_volume(method, image, options, device)
+    with enough_memory(device, "lower --window_batch"):
+        probs = predict_volume(method, image, options, device)
     scores = []
     for output, prob in probs.items():
         for post, clean in POSTS.items():

@@ -23,7 +23,7 @@ from engine import Engine, Stopped, reported_output
 from methods import METHODS
 from methods.base import Method
 from utils import runs
-from utils.device import pick_device, set_determinism
+from utils.device import enough_memory, pick_device, set_determinism
 from utils.errors import InputError, run_script
 from utils.journal import Journal
 from utils.options import repository_path
@@ -58,7 +58,8 @@ def train(options: Namespace) -> int:
     device = pick_device(options)
     runs.seed_everything(options.seed)
     set_determinism(options.deterministic)
-    method = METHODS[options.method](options)
+    with enough_memory(device, LESS_MEMORY):
+        method = METHODS[options.method](options)
     reported_output(method, options)
     state = _load_state(folder, options, split)
     notices = _load_pretrained(method, options) if state is None else []
@@ -73,16 +74,16 @@ def train(options: Namespace) -> int:
     try:
         for line in [*_describe(engine, split), *notices, *store.notices]:
             journal.say(line)
-        engine.train(store, journal)
+        with enough_memory(device, LESS_MEMORY):
+            engine.train(store, journal)
         journal.say(f"done: {engine.iteration} iterations in {engine.seconds:.0f} s; next: {_test_command(options)}")
     except Stopped as stop:
         journal.say(f"stopped and saved at iteration {engine.iteration}; continue with --resume")
         return SIGNAL_EXIT + stop.number
-    except (InputError, torch.OutOfMemoryError) as error:
-        message = error if isinstance(error, InputError) else f"{device} is out of memory; {LESS_MEMORY}"
+    except InputError as error:
         with contextlib.suppress(InputError):  # what stopped the run may keep the log from being written, too
-            journal.say(f"stopped: {message}")
-        raise InputError(str(message)) from error
+            journal.say(f"stopped: {error}")
+        raise
     finally:
         journal.close()
     return 0

@@ -9,7 +9,7 @@ from utils.schedules import RAMP_UNIT
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAPER_ITERATIONS = 6000  # what schedule lengths are fractions of
-AT_LEAST = {  # the smallest value of a flag that makes sense
+AT_LEAST = {  # the smallest value of a flag that makes sense; flags of single methods are among them
     **dict.fromkeys(
         "max_iterations batch_size n_filters labelnum lr_step save_every val_every log_every "
         "stride_xy stride_z window_batch".split(),
@@ -17,11 +17,13 @@ AT_LEAST = {  # the smallest value of a flag that makes sense
     ),
     **dict.fromkeys(
         "unlabelnum num_workers warmup image_every val_cases seed weight_decay consistency consistency_rampup "
-        "aug_zoom aug_rotate aug_intensity".split(),
+        "aug_zoom aug_rotate aug_intensity sdm_k_start con_scale sdm_weight adv_weight att_beta unc_weight seg_weight "
+        "feat_weight".split(),
         0,
     ),
 }
-POSITIVE = {"scale", "base_lr", "lr_gamma"}
+AT_MOST = {"seed": 2**63 - 1}  # what PyTorch takes
+POSITIVE = {"scale", "base_lr", "lr_gamma", "sdm_k", "critic_lr"}
 SHARES = {"dropout", "momentum"}
 
 
