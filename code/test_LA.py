@@ -1,6 +1,8 @@
 """Score trained runs on the test list: a row per case, mean and spread, every output, with and without filter.
 
-Several runs are set side by side, with the paired difference of each to the first.
+Several runs are set side by side, with the paired difference of each to the first. Settings that are not given here
+are those of the training; the defaults below are for one that set nothing. Scores go to metrics.csv and metrics.json in
+the folder of the run, predictions and figures to folders beside them.
 """
 
 import csv

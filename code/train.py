@@ -1,8 +1,7 @@
 """Train a method on few labeled and many unlabeled scans.
 
 Everything is written to <model_path>/<exp>/; stop at any time and continue with --resume. Defaults are the paper's; a
-preset changes many at once, a flag given by hand always wins. Score the run with test_LA.py --exp NAME. Flags of
-another method are shown by --method NAME --help.
+preset changes many at once, a flag given by hand always wins. Score the run with test_LA.py --exp NAME.
 """
 
 import contextlib
@@ -35,7 +34,8 @@ LESS_MEMORY = "lower --batch_size, --patch_size or --n_filters, or give --amp bf
 
 def parse_options(argv: Sequence[str] | None = None, method: str | None = None) -> Namespace:
     """All flags of a training, checked and resolved; with --resume those of the run."""
-    options, by_hand = parse_in_two_strides(argv, __doc__, METHODS, method)
+    others = "train.py trains other methods." if method else "Flags of another method: --method NAME --help."
+    options, by_hand = parse_in_two_strides(argv, f"{__doc__}{others}", METHODS, method)
     options.exp = options.exp or runs.default_exp(options)
     return runs.resumed_options(options, by_hand)
 
