@@ -37,10 +37,14 @@ def parse_options(argv: Sequence[str] | None = None) -> tuple[Namespace, list[st
     """The flags, and those that are handed on to every training."""
     parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
     parser.add_argument(
-        "target", choices=TARGETS, help="what to reproduce; paired: per-case statistics between the two rows of --only"
+        "target",
+        choices=TARGETS,
+        help="what to reproduce; all: the tables and figure 2; paired: per-case statistics between two rows of --only",
     )
     parser.add_argument("--preset", choices=tuple(PRESETS), default="paper", help="settings of every training")
-    parser.add_argument("--split", choices=("official", "dev"), default="official", help="pair of lists")
+    parser.add_argument(
+        "--split", choices=("official", "dev"), default="official", help="lists of the challenge, or dev_*.list"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1337], help="seeds of every row")
     parser.add_argument(
         "--only",

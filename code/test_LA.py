@@ -1,6 +1,8 @@
 """Score trained runs on the test list: a row per case, mean and spread, every output, with and without filter.
 
-Several runs are set side by side, with the paired difference of each to the first.
+Several runs are set side by side, with the paired difference of each to the first. Settings that are not given here
+are those of the training; the defaults below are for one that set nothing. Scores go to metrics.csv and metrics.json in
+the folder of the run, predictions and figures to folders beside them.
 """
 
 import csv
@@ -24,14 +26,14 @@ from dataloaders.split import cases_to_test
 from engine import load_networks, reported_output
 from inference import THRESHOLD, predict_volume
 from methods import METHODS
-from methods.base import Method
+from methods.base import Method, method_of
 from reporting.figures import case_figure
 from reporting.nifti import write_nifti
 from reporting.printed import PrintedRow, printed_row
 from reporting.tables import Score, case_table, comparison_table, pick, printed_table, summary_table
 from utils import options as flags
 from utils import runs
-from utils.device import machine, pick_device, place
+from utils.device import enough_memory, machine, pick_device, place
 from utils.errors import InputError, run_script
 from utils.metrics import evaluate, largest_component, summarise, verify_against_medpy
 from utils.parsing import given_by_hand, layer_defaults, require_values
@@ -120,7 +122,7 @@ def score_run(folder: Path, state: dict[str, Any], options: Namespace) -> tuple[
     """
     cases = sound_cases(options, state)
     device = pick_device(options)
-    method = METHODS[options.method].of_run(state["options"])
+    method = method_of(options.method, METHODS, options.exp).of_run(state["options"])
     load_networks(method, state, runs.checkpoint_path(folder, options.weights))
     place(method, device, options)
     head = reported_output(method, options)
@@ -162,7 +164,8 @@ def score_case(
     root = flags.repository_path(options.root_path)
     image, label = la_heart.read_image(root, case), la_heart.read_label(root, case)
     geometry = la_heart.read_geometry(root, case)
-    probs = predict_volume(method, image, options, device)
+    with enough_memory(device, "lower --window_batch"):
+        probs = predict_volume(method, image, options, device)
     scores = []
     for output, prob in probs.items():
         for post, clean in POSTS.items():

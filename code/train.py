@@ -1,8 +1,8 @@
 """Train a method on few labeled and many unlabeled scans.
 
 Everything is written to <model_path>/<exp>/; stop at any time and continue with --resume. Defaults are the paper's; a
-preset changes many at once, a flag given by hand always wins. Score the run with test_LA.py --exp NAME. Flags of
-another method are shown by --method NAME --help. For several devices: torchrun --nproc_per_node N code/train.py ...
+preset changes many at once, a flag given by hand always wins. Score the run with test_LA.py --exp NAME. For several
+devices: torchrun --nproc_per_node N code/train.py ...
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from engine import Engine, Stopped, reported_output
 from methods import METHODS
 from methods.base import Method
 from utils import runs
-from utils.device import pick_device, set_determinism, syncs_batch_norm
+from utils.device import enough_memory, pick_device, set_determinism, syncs_batch_norm
 from utils.distributed import ALONE, PeerLost, Ranks, joined
 from utils.errors import BAD_INPUT, InputError, run_script
 from utils.journal import Journal, Silence
@@ -37,7 +37,8 @@ LESS_MEMORY = "lower --batch_size, --patch_size or --n_filters, or give --amp bf
 
 def parse_options(argv: Sequence[str] | None = None, method: str | None = None) -> Namespace:
     """All flags of a training, checked and resolved; with --resume those of the run."""
-    options, by_hand = parse_in_two_strides(argv, __doc__, METHODS, method)
+    others = "train.py trains other methods." if method else "Flags of another method: --method NAME --help."
+    options, by_hand = parse_in_two_strides(argv, f"{__doc__}{others}", METHODS, method)
     options.exp = options.exp or runs.default_exp(options)
     return runs.resumed_options(options, by_hand)
 
@@ -60,7 +61,8 @@ def train(options: Namespace, ranks: Ranks = ALONE) -> int:
         device = pick_device(options, ranks=ranks)
         runs.seed_everything(options.seed)
         set_determinism(options.deterministic)
-        method = METHODS[options.method](options)
+        with enough_memory(device, LESS_MEMORY):
+            method = METHODS[options.method](options)
         reported_output(method, options)
         notices = _load_pretrained(method, options) if state is None else []
         store = CaseStore(options, split.labeled, split.unlabeled, ranks.local_size)
@@ -75,7 +77,8 @@ def train(options: Namespace, ranks: Ranks = ALONE) -> int:
     try:
         for line in [*_describe(engine, split), *notices, *store.notices]:
             journal.say(line)
-        engine.train(store, journal)
+        with enough_memory(device, LESS_MEMORY):
+            engine.train(store, journal)
         journal.say(f"done: {engine.iteration} iterations in {engine.seconds:.0f} s; next: {_test_command(options)}")
     except Stopped as stop:
         journal.say(f"stopped and saved at iteration {engine.iteration}; continue with --resume")
@@ -83,11 +86,10 @@ def train(options: Namespace, ranks: Ranks = ALONE) -> int:
     except PeerLost as lost:
         journal.say(f"stopped: {lost}; {_last_saved(folder)}")
         sys.exit(BAD_INPUT)  # this was the message
-    except (InputError, torch.OutOfMemoryError) as error:
-        message = error if isinstance(error, InputError) else f"{device} is out of memory; {LESS_MEMORY}"
+    except InputError as error:
         with contextlib.suppress(InputError):  # what stopped the run may keep the log from being written, too
-            journal.say(f"stopped: {message}")
-        raise InputError(str(message)) from error
+            journal.say(f"stopped: {error}")
+        raise
     finally:
         journal.close()
     return 0

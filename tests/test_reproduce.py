@@ -109,6 +109,7 @@ def test_a_misspelt_or_foreign_flag_is_an_error_before_anything_is_trained(flags
         (["--seed", "3"], "--seed is not for"),
         (["--method", "dtc"], "--method is not for"),
         (["--overwrite"], "--overwrite is not for"),
+        (["--exp", "mine"], "--exp is not for"),
         (["--labelnum", "99"], "--labelnum 99"),
         (["--base_lr", "-1"], "--base_lr"),
         (["--root_path", "nowhere"], "nowhere"),

@@ -228,6 +228,24 @@ def test_two_runs_are_compared_case_by_case(make_run, tmp_path, capsys):
     assert f"{difference:+.2f} [" in table and "a (seg, none)" in table and "b (seg, none)" in table
 
 
+def test_a_method_that_this_project_lacks_is_named(make_run, monkeypatch, capsys):
+    folder = make_run("a")
+    monkeypatch.delitem(METHODS, "supervised")
+    error = refused(capsys, "--exp", "a", "--model_path", str(folder.parent))
+    assert "run a is of method supervised, which is not among METHODS: asdnet" in error
+
+
+def test_too_large_groups_of_windows_name_their_flag(make_run, monkeypatch, capsys):
+    folder = make_run("a")
+
+    def out_of_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(Bright, "predict", out_of_memory)
+    error = refused(capsys, "--exp", "a", "--model_path", str(folder.parent), "--device", "cpu")
+    assert "out of memory; lower --window_batch" in error
+
+
 # --- which settings: by hand > --compat by hand > those of the training
 
 

@@ -333,6 +333,12 @@ def test_too_little_gpu_memory_is_one_sentence(command, monkeypatch, capsys):
     assert "out of memory; lower --batch_size, --patch_size or --n_filters" in error
 
 
+def test_too_little_memory_of_the_machine_is_one_sentence_and_makes_no_folder(command, tmp_path, capsys):
+    error = refused(lambda: train.main(command("--n_filters", "1000000")), capsys)
+    assert "cpu is out of memory; lower --batch_size, --patch_size or --n_filters" in error
+    assert not (tmp_path / "run").exists()
+
+
 # --- bad input: one sentence, status 2, no folder
 
 

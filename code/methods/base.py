@@ -152,6 +152,13 @@ class MeanTeacherMethod(ConsistencyMethod):
         return {name: foreground_prob(networks[name](image)["softmax"]) for name in outputs or self.outputs}
 
 
+def method_of(name: str, methods: Mapping[str, type[Method]], exp: str) -> type[Method]:
+    """The class of a stored run's method, which may have been somebody's own."""
+    if name not in methods:
+        raise InputError(f"run {exp} is of method {name}, which is not among METHODS: {', '.join(methods)}; see --exp")
+    return methods[name]
+
+
 def require_unlabeled(options: Namespace, who: str, instead: str) -> None:
     """Refuse a run without an unlabeled volume in every batch, for a method or flag (`who`) that needs one."""
     if options.unlabelnum == 0 or options.labeled_bs == options.batch_size:

@@ -9,6 +9,7 @@ from dataloaders.split import cases_to_test
 from reporting.systems import FIGURE, SYSTEMS, TABLES, System
 from train import parse_options as training_options
 from train import settle
+from utils import runs
 from utils.errors import InputError
 from utils.jobs import Job, kept_scores, run_name
 from utils.options import list_paths, repository_path
@@ -63,7 +64,8 @@ def make_job(system: System, seed: int, options: Namespace, handed_on: Sequence[
         lists = list_paths(training_options([*flags, "--labelnum", "1"]))
         flags += ["--labelnum", str(len(read_list(lists[0], "--train_list")))]
     trained = training_options(flags)
-    for flag, value in {"method": system.method, "seed": seed, "overwrite": False}.items():
+    own = {"method": system.method, "seed": seed, "overwrite": False, "exp": runs.default_exp(trained)}
+    for flag, value in own.items():
         if getattr(trained, flag) != value:
             raise InputError(f"--{flag} is not for reproduce.py, which sets it for every row; see --only and --seeds")
     cases = {**asdict(settle(trained)), "test": cases_to_test(trained)}

@@ -1,10 +1,11 @@
 """Where and how networks are computed: device, precision, memory format."""
 
+import contextlib
 import os
 import platform
 import resource
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from utils.errors import InputError
 
 AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MIN_BF16_PATCH = 48  # at 32, oneDNN 3.12 returns garbage for 3x3x3 convolutions of the 2x2x2 map, in any layout
+CPU_OUT_OF_MEMORY = "can't allocate memory"  # within a RuntimeError of PyTorch
 CUBLAS_WORKSPACE = ":4096:8"  # what cuBLAS needs to be deterministic, from its manual
 
 
@@ -104,6 +106,17 @@ def syncs_batch_norm(options: Namespace, device: torch.device, ranks: Ranks) -> 
 def precision(device: torch.device, amp: str) -> torch.autocast:
     """Autocast as --amp asks for it."""
     return torch.autocast(device.type, AMP_TYPES.get(amp), enabled=amp != "off")
+
+
+@contextlib.contextmanager
+def enough_memory(device: torch.device, mend: str) -> Iterator[None]:
+    """Running out of memory, of a GPU or of the machine, becomes an `InputError` that says what mends it."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or CPU_OUT_OF_MEMORY in str(error):
+            raise InputError(f"{device} is out of memory; {mend}") from error
+        raise
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -18,6 +18,7 @@ Scores = dict[str, Any]  # content of a metrics.json
 Cases = dict[str, list[str]]  # labeled, unlabeled, validation, test -> case ids
 # Flags that say where and how a result is computed, not which; another precision is another result.
 NEUTRAL = (runs.FREE_ON_RESUME - {"amp"}) | set(runs.OF_THE_COMMAND)
+SCORE_KEYS = {"cases", "summary", "reported", "options", "iteration", "training_seconds"}
 HASH_LENGTH = 8
 PACE_WINDOW = 10  # lines of the curves whose median is the pace of an unfinished run
 
@@ -61,7 +62,7 @@ def differences(options: Namespace, cases: Cases, defaults: Namespace, folder: P
     found = decisive(defaults) | read_json(folder / runs.OPTIONS)
     others = [f"--{key} {found.get(key)}" for key, value in decisive(options).items() if found.get(key) != value]
     if (folder / runs.METRICS_JSON).exists():
-        scores = read_json(folder / runs.METRICS_JSON)
+        scores = read_scores(folder / runs.METRICS_JSON)
         used = {
             **(scores.get("trained_on") or {}),
             "test": list(dict.fromkeys(case["case"] for case in scores["cases"])),
@@ -75,15 +76,26 @@ def kept_scores(job: Job) -> Scores | None:
     path, checkpoints = job.kept / runs.METRICS_JSON, job.kept / runs.BEST_ON_TEST
     if not path.exists():
         return None
-    return read_json(path) | ({"checkpoints": read_json(checkpoints)} if checkpoints.exists() else {})
+    return read_scores(path) | ({"checkpoints": read_json(checkpoints)} if checkpoints.exists() else {})
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file of this project."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as JSON ({error}); restore it, or delete its folder") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is no file of this project; restore it, or delete its folder")
+    return content
+
+
+def read_scores(path: Path) -> Scores:
+    """A metrics.json as test_LA.py writes it."""
+    scores = read_json(path)
+    if lacking := SCORE_KEYS - scores.keys():
+        raise InputError(f"{path} has no {', '.join(sorted(lacking))}; restore it, or delete its folder")
+    return scores
 
 
 def what_is_left(jobs: Sequence[Job], names: bool = False) -> str:

@@ -10,7 +10,7 @@ from utils.schedules import RAMP_UNIT
 REPOSITORY = Path(__file__).resolve().parents[2]
 LISTS = ("train.list", "test.list")  # in a data folder; those of another --split have its name before theirs
 PAPER_ITERATIONS = 6000  # what schedule lengths are fractions of
-AT_LEAST = {  # the smallest value of a flag that makes sense
+AT_LEAST = {  # the smallest value of a flag that makes sense; flags of single methods are among them
     **dict.fromkeys(
         "max_iterations batch_size n_filters labelnum lr_step save_every val_every log_every "
         "stride_xy stride_z window_batch".split(),
@@ -18,19 +18,26 @@ AT_LEAST = {  # the smallest value of a flag that makes sense
     ),
     **dict.fromkeys(
         "unlabelnum num_workers warmup image_every val_cases seed weight_decay consistency consistency_rampup "
-        "aug_zoom aug_rotate aug_intensity".split(),
+        "aug_zoom aug_rotate aug_intensity sdm_k_start con_scale sdm_weight adv_weight att_beta unc_weight seg_weight "
+        "feat_weight".split(),
         0,
     ),
 }
-POSITIVE = {"scale", "base_lr", "lr_gamma"}
+AT_MOST = {"seed": 2**63 - 1}  # what PyTorch takes
+POSITIVE = {"scale", "base_lr", "lr_gamma", "sdm_k", "critic_lr"}
 SHARES = {"dropout", "momentum"}
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults as one would type them, except those that say nothing."""
+    """Shows defaults as one would type them, except those that say nothing; values are called by their kind."""
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        if action.type in (int, float):
+            return "N" if action.type is int else "X"
+        return "PATH" if action.dest.endswith(("path", "list", "out", "dest", "source", "pretrained")) else "NAME"
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        if action.default is None or action.default is False or "default" in action.help:
+        if action.default is None or action.default is False or action.default == [] or "default" in action.help:
             return action.help
         if isinstance(action.default, list):
             return f"{action.help} (default: {' '.join(map(str, action.default))})"
@@ -167,7 +174,7 @@ def add_run_options(parser: ArgumentParser) -> None:
     """Where a run is written, and what it does besides training."""
     run = parser.add_argument_group("run")
     run.add_argument("--model_path", default="model", help="folder of all runs")
-    run.add_argument("--exp", help="name of the run: everything is written to <model_path>/<exp>/")
+    run.add_argument("--exp", help="name of the run (default: from method, preset, labels and seed)")
     existing = run.add_mutually_exclusive_group()
     existing.add_argument(
         "--resume",
@@ -235,7 +242,11 @@ def add_inference_options(parser: ArgumentParser) -> None:
 def add_preset_options(parser: ArgumentParser) -> None:
     """Named groups of defaults."""
     parser.add_argument(
-        "--preset", choices=tuple(PRESETS), default="paper", help="named settings; flags given by hand win"
+        "--preset",
+        choices=tuple(PRESETS),
+        default="paper",
+        help="named settings: of the paper; for real scans without a GPU; for the phantom, in minutes. Flags given by "
+        "hand win",
     )
     add_compat_option(parser)
 
@@ -246,7 +257,7 @@ def add_compat_option(parser: ArgumentParser) -> None:
         "--compat",
         choices=("off", *COMPAT),
         default="off",
-        help="public: every quirk of the public codes at once",
+        help="public: every quirk of the public codes at once, as docs/methods.md lists them",
     )
 
 

@@ -55,6 +55,8 @@ def require_values(options: Namespace) -> None:
         low = flags.AT_LEAST.get(name)
         if low is not None and value is not None and value < low:
             raise InputError(f"--{name} {value} must be at least {low}")
+        if name in flags.AT_MOST and value > flags.AT_MOST[name]:
+            raise InputError(f"--{name} {value} must be at most {flags.AT_MOST[name]}")
     for name in flags.POSITIVE & vars(options).keys():
         _require(options, name, getattr(options, name) > 0, "must be positive")
     for name in flags.SHARES & vars(options).keys():

@@ -165,8 +165,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         try:
             torch.save(state, temporary)
         except RuntimeError as error:  # how torch reports a full disk
-            reason = str(error).splitlines()[0]
-            raise InputError(f"cannot write {path}: {reason}; make room or see --model_path") from error
+            raise InputError(f"cannot write {path}: no room for it is left; make room or see --model_path") from error
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -179,7 +178,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         ) from None
     except Exception as error:
         raise InputError(f"{path} is not a readable checkpoint ({type(error).__name__}); see --exp") from error
-    if not isinstance(state, dict) or "networks" not in state:
+    if not isinstance(state, dict) or not {"networks", "options"} <= state.keys():
         raise InputError(f"{path} is not a checkpoint of this project; published weights go to --pretrained")
     return state
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from networks.vnet import VNet
 from utils import device
-from utils.device import memory_format, peak_memory_gib, pick_device, place, precision, set_determinism
+from utils.device import enough_memory, memory_format, peak_memory_gib, pick_device, place, precision, set_determinism
 from utils.distributed import Ranks
 from utils.errors import InputError
 
@@ -181,6 +181,27 @@ def test_determinism_is_switched_on_and_off(monkeypatch):
     set_determinism(False)
     assert torch.backends.cudnn.benchmark
     assert modes == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmany lines"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_too_little_memory_is_bad_input(error):
+    with (
+        pytest.raises(InputError, match="^cpu is out of memory; lower --x$"),
+        enough_memory(torch.device("cpu"), "lower --x"),
+    ):
+        raise error
+
+
+def test_other_errors_are_not_taken_for_it():
+    with pytest.raises(RuntimeError, match="shapes"), enough_memory(torch.device("cpu"), ""):
+        raise RuntimeError("shapes differ")
 
 
 def test_peak_memory_is_what_the_kernel_says():

@@ -6,11 +6,12 @@ import pytest
 from train import parse_options
 from utils import runs
 from utils.errors import InputError
-from utils.jobs import Job, decisive, differences, kept_scores, progress, run_name, what_is_left
+from utils.jobs import Job, decisive, differences, kept_scores, progress, read_scores, run_name, what_is_left
 
 CASES = {"labeled": ["a"], "unlabeled": ["b"], "validation": [], "test": ["c", "d"]}
 SCORES = {"trained_on": {key: CASES[key] for key in ("labeled", "unlabeled", "validation")}}
 SCORES |= {"cases": [{"case": case} for case in ("d", "c", "d")], "iteration": 100, "training_seconds": 50.0}
+SCORES |= {"summary": {}, "reported": {}, "options": {}}
 
 
 def options(tmp_path, *flags) -> Namespace:
@@ -122,3 +123,18 @@ def test_scores_that_cannot_be_read_are_named(make_job):
     (job.kept / runs.METRICS_JSON).write_text(json.dumps(SCORES)[:20])
     with pytest.raises(InputError, match="metrics.json"):
         kept_scores(job)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("[]", "is no file of this project"),
+        ('{"cases": []}', "has no iteration, options, reported, summary, training_seconds"),
+    ],
+)
+def test_damaged_scores_are_bad_input_that_names_the_file(tmp_path, text, words):
+    path = tmp_path / runs.METRICS_JSON
+    path.write_text(text)
+    with pytest.raises(InputError, match=f"{path} {words}.*restore it, or delete its folder"):
+        read_scores(path)

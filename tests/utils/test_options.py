@@ -1,6 +1,6 @@
 """Defaults of the shared flags, and the paths that they mean."""
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from train import parse_options
@@ -65,3 +65,24 @@ def test_lists_follow_split_unless_named():
     assert lists("--split", "dev") == (Path("/d/dev_train.list"), Path("/d/dev_test.list"))
     assert lists("--split", "dev", "--test_list", "/t") == (Path("/d/dev_train.list"), Path("/t"))
     assert lists("--train_list", "/t") == (Path("/t"), Path("/d/test.list"))
+
+
+def test_help_calls_values_by_their_kind_and_tells_defaults_that_say_something():
+    parser = ArgumentParser(formatter_class=flags.HelpFormatter)
+    parser.add_argument("--seed", type=int, default=0, help="seed")
+    parser.add_argument("--weight", type=float, default=0.0, help="weight")
+    parser.add_argument("--root_path", default="a/b", help="folder")
+    parser.add_argument("--head", help="output")
+    parser.add_argument("--skip", nargs="*", default=[], help="parts")
+    parser.add_argument("--size", nargs=2, default=[1, 2], help="size")
+    parser.add_argument("--fast", action="store_true", help="speed")
+    lines = [" ".join(line.split()) for line in parser.format_help().partition("exit\n")[2].splitlines()]
+    assert lines == [
+        "--seed N seed (default: 0)",
+        "--weight X weight (default: 0.0)",
+        "--root_path PATH folder (default: a/b)",
+        "--head NAME output",
+        "--skip [NAME ...] parts",
+        "--size NAME NAME size (default: 1 2)",
+        "--fast speed",
+    ]
