@@ -81,7 +81,7 @@ AT_LEAST = {
     ),
     **dict.fromkeys(
         "unlabelnum num_workers warmup image_every val_cases seed weight_decay consistency consistency_rampup "
-        "aug_zoom aug_rotate aug_intensity".split(),
+        "aug_zoom aug_rotate aug_intensity score_workers".split(),
         0,
     ),
 }
