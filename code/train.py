@@ -25,7 +25,7 @@ from methods.base import Method
 from utils import runs
 from utils.device import pick_device, set_determinism, syncs_batch_norm
 from utils.distributed import ALONE, PeerLost, Ranks, joined
-from utils.errors import BAD_INPUT, InputError, run_script
+from utils.errors import InputError, run_script
 from utils.journal import Journal, Silence
 from utils.options import parse_in_two_strides, repository_path
 
@@ -79,8 +79,9 @@ def train(options: Namespace, ranks: Ranks = ALONE) -> int:
         journal.say(f"stopped and saved at iteration {engine.iteration}; continue with --resume")
         return SIGNAL_EXIT + stop.number
     except PeerLost as lost:
-        journal.say(f"stopped: {lost}; {_last_saved(folder)}")
-        sys.exit(BAD_INPUT)  # this was the message
+        lost.args = (f"{lost}; {_last_saved(folder)}",)
+        journal.say(f"stopped: {lost}")
+        raise
     except (InputError, torch.OutOfMemoryError) as error:
         message = error if isinstance(error, InputError) else f"{device} is out of memory; {LESS_MEMORY}"
         with contextlib.suppress(InputError):  # what stopped the run may keep the log from being written, too
