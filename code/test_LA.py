@@ -2,17 +2,20 @@
 
 Several runs are set side by side, with the paired difference of each to the first. Settings that are not given here
 are those of the training; the defaults below are for one that set nothing. Scores go to metrics.csv and metrics.json in
-the folder of the run, predictions and figures to folders beside them.
+the folder of the run, predictions and figures to folders beside them. On several devices, torchrun --nproc_per_node N
+code/test_LA.py ... deals the cases out to N processes.
 """
 
 import csv
 import math
+import os
 import platform
 import re
 import sys
 import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,10 +37,12 @@ from reporting.tables import Score, case_table, comparison_table, pick, printed_
 from utils import options as flags
 from utils import runs
 from utils.device import enough_memory, machine, pick_device, place
+from utils.distributed import ALONE, Ranks, joined
 from utils.errors import InputError, run_script
 from utils.metrics import evaluate, largest_component, summarise, verify_against_medpy
 from utils.parsing import given_by_hand, layer_defaults, require_values
 from utils.presets import COMPAT
+from utils.workers import in_order
 
 POSTS = {"none": lambda mask: mask, "lcc": largest_component}
 WEIGHTS = re.compile(r"last|best_val|iteration_\d+")
@@ -45,6 +50,7 @@ SAME_SETTING = "the paper's row, for the same lists, preset and number of labels
 NOT_COMPARABLE = "the paper's full-scale figures on the official 20 cases: another setting, not comparable"
 OFFICIAL = flags.REPOSITORY / "data" / "LA"  # its lists are the official ones, whatever --root_path holds
 OF_THE_MACHINE = ("device", "gpu", "compile", "model_path")  # a test does not take these from the training
+FEW_CASES, MAX_WORKERS = 8, 4  # starting processes takes seconds, and one network keeps no more than a few busy
 PACKAGES = ("torch", "numpy", "scipy", "edt")  # whose versions are written beside the scores
 
 
@@ -67,6 +73,12 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--skip", nargs="*", choices=("predictions", "figures"), default=[], help="what not to write: NIfTI, pictures"
+    )
+    parser.add_argument(
+        "--score_workers",
+        type=int,
+        help="processes that score and write cases while the network goes on with the next; 0: no such process "
+        f"(default: none for fewer than {FEW_CASES} cases, else one for each two other cores, {MAX_WORKERS} at most)",
     )
     parser.add_argument("--verify_metrics", action="store_true", help="compare every score with medpy (slow)")
     flags.add_compat_option(parser)
@@ -101,40 +113,75 @@ def parse_options(argv: Sequence[str] | None, exp: str, trained: dict[str, Any])
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Score every run that was asked for; returns the exit status."""
-    asked = make_parser().parse_args(argv)
-    folders = {exp: runs.existing_run(asked.model_path, exp) for exp in asked.exp}
-    reported = {}
-    for exp, folder in folders.items():
-        state = runs.load_checkpoint(runs.checkpoint_path(folder, asked.weights))
-        options = parse_options(argv, exp, state["options"])
-        scores, head = score_run(folder, state, options)
-        print_run(scores, head, options, state)
-        reported[f"{exp} ({head}, {options.post})"] = pick(scores, head, options.post)
-    if len(reported) > 1:
-        print(f"\n{comparison_table(reported)}")
+    with joined() as ranks:
+        score_runs(argv, ranks)
     return 0
 
 
-def score_run(folder: Path, state: dict[str, Any], options: Namespace) -> tuple[list[Score], str]:
+def score_runs(argv: Sequence[str] | None, ranks: Ranks) -> None:
+    """Score runs one after the other and, on rank 0, print what came out."""
+    asked, folders = ranks.from_leader(lambda: _asked(argv))
+    reported = {}
+    for exp, folder in folders.items():
+        state, options = ranks.from_leader(partial(_load, argv, asked, exp, folder))
+        scores, head = score_run(folder, state, options, ranks)
+        if ranks.leads:
+            print_run(scores, head, options, state)
+        reported[f"{exp} ({head}, {options.post})"] = pick(scores, head, options.post)
+    if ranks.leads and len(reported) > 1:
+        print(f"\n{comparison_table(reported)}")
+
+
+def _asked(argv: Sequence[str] | None) -> tuple[Namespace, dict[str, Path]]:
+    asked = make_parser().parse_args(argv)
+    return asked, {exp: runs.existing_run(asked.model_path, exp) for exp in asked.exp}
+
+
+def _load(argv: Sequence[str] | None, asked: Namespace, exp: str, folder: Path) -> tuple[dict[str, Any], Namespace]:
+    state = runs.load_checkpoint(runs.checkpoint_path(folder, asked.weights))
+    return state, parse_options(argv, exp, state["options"])
+
+
+def score_run(folder: Path, state: dict[str, Any], options: Namespace, ranks: Ranks = ALONE) -> tuple[list[Score], str]:
     """Score one run and write metrics.csv, metrics.json, predictions and figures into its folder.
 
-    Nothing is written unless every case is sound.
+    Nothing is written unless every case is sound. Each rank writes the files of the cases that it predicts, rank 0
+    the scores of all, in the order of the test list. Returns: the scores (none above rank 0), the reported output.
     """
-    cases = sound_cases(options, state)
-    device = pick_device(options)
-    method = method_of(options.method, METHODS, options.exp).of_run(state["options"])
-    load_networks(method, state, runs.checkpoint_path(folder, options.weights))
-    place(method, device, options)
-    head = reported_output(method, options)
-    folder = runs.scores_folder(folder, options.weights)
-    with runs.writing(folder):
-        folder.mkdir(exist_ok=True)
-    start, scores = time.perf_counter(), []
-    for case in tqdm(cases, unit="case", disable=None, dynamic_ncols=True):
-        scores += score_case(method, case, head, options, device, folder)
+    cases = ranks.from_leader(lambda: sound_cases(options, state))
+    with ranks.leader_first():
+        device = pick_device(options, ranks=ranks)
+        method = method_of(options.method, METHODS, options.exp).of_run(state["options"])
+        load_networks(method, state, runs.checkpoint_path(folder, options.weights))
+        place(method, device, options)
+        head = reported_output(method, options)
+        folder = runs.scores_folder(folder, options.weights)
+        with runs.writing(folder):
+            folder.mkdir(exist_ok=True)
+    start = time.perf_counter()
+    mine = cases[ranks.rank :: ranks.size]
+    masks = (predict_masks(method, case, options, device) for case in mine)
+    score = partial(score_case, head=head, options=options, folder=folder)
+    scored = in_order(score, masks, score_workers(options, len(mine), ranks), "--score_workers")
+    hidden = None if ranks.leads else True  # None: unless there is a terminal
+    by_case = dict(
+        zip(mine, tqdm(scored, total=len(mine), unit="case", disable=hidden, dynamic_ncols=True), strict=True)
+    )
+    parts = ranks.to_leader(by_case)
+    if parts is None:
+        return [], head
+    scores = [score for index, case in enumerate(cases) for score in parts[index % ranks.size][case]]
     tested = {"test_seconds": time.perf_counter() - start, "test_machine": machine(device)}
     write_scores(folder, scores, head, options, state, tested)
     return scores, head
+
+
+def score_workers(options: Namespace, cases: int, ranks: Ranks = ALONE) -> int:
+    """How many processes score: what --score_workers says, by default what the cores of a rank allow."""
+    if options.score_workers is not None:
+        return min(options.score_workers, cases)
+    others = (os.cpu_count() or 1) // ranks.local_size - 1
+    return 0 if cases < FEW_CASES else min(others // 2, MAX_WORKERS)
 
 
 def sound_cases(options: Namespace, state: dict[str, Any]) -> list[str]:
@@ -157,19 +204,28 @@ def cases_of_training(state: dict[str, Any]) -> list[str]:
     return [case for group in ("labeled", "validation", "unlabeled") for case in state.get("cases", {}).get(group, [])]
 
 
+def predict_masks(
+    method: Method, case: str, options: Namespace, device: torch.device
+) -> tuple[str, dict[str, np.ndarray]]:
+    """A case, and its predicted mask by output, (W, H, D) boolean."""
+    image = la_heart.read_image(flags.repository_path(options.root_path), case)
+    with enough_memory(device, "lower --window_batch"):
+        probs = predict_volume(method, image, options, device)
+    return case, {output: prob > THRESHOLD for output, prob in probs.items()}
+
+
 def score_case(
-    method: Method, case: str, head: str, options: Namespace, device: torch.device, folder: Path
+    predicted: tuple[str, dict[str, np.ndarray]], head: str, options: Namespace, folder: Path
 ) -> list[Score]:
-    """All outputs of one case, with and without the component filter."""
+    """All outputs of one case, with and without the component filter; the reported one is written."""
+    case, masks = predicted
     root = flags.repository_path(options.root_path)
     image, label = la_heart.read_image(root, case), la_heart.read_label(root, case)
     geometry = la_heart.read_geometry(root, case)
-    with enough_memory(device, "lower --window_batch"):
-        probs = predict_volume(method, image, options, device)
     scores = []
-    for output, prob in probs.items():
+    for output, raw in masks.items():
         for post, clean in POSTS.items():
-            mask = clean(prob > THRESHOLD)
+            mask = clean(raw)
             values = evaluate(mask, label, geometry[0], options.eval_empty)
             if options.verify_metrics:
                 verify_against_medpy(values, mask, label, geometry[0])

@@ -26,7 +26,7 @@ from methods.base import Method
 from utils import runs
 from utils.device import enough_memory, pick_device, set_determinism, syncs_batch_norm
 from utils.distributed import ALONE, PeerLost, Ranks, joined
-from utils.errors import BAD_INPUT, InputError, run_script
+from utils.errors import InputError, run_script
 from utils.journal import Journal, Silence
 from utils.options import repository_path
 from utils.parsing import parse_in_two_strides
@@ -84,8 +84,9 @@ def train(options: Namespace, ranks: Ranks = ALONE) -> int:
         journal.say(f"stopped and saved at iteration {engine.iteration}; continue with --resume")
         return SIGNAL_EXIT + stop.number
     except PeerLost as lost:
-        journal.say(f"stopped: {lost}; {_last_saved(folder)}")
-        sys.exit(BAD_INPUT)  # this was the message
+        lost.args = (f"{lost}; {_last_saved(folder)}",)
+        journal.say(f"stopped: {lost}")
+        raise
     except InputError as error:
         with contextlib.suppress(InputError):  # what stopped the run may keep the log from being written, too
             journal.say(f"stopped: {error}")

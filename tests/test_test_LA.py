@@ -22,6 +22,7 @@ import train_dtml
 from methods import METHODS
 from methods.base import Method
 from utils import runs
+from utils.distributed import Ranks
 from utils.errors import run_script
 from utils.metrics import largest_component
 from utils.options import REPOSITORY
@@ -444,3 +445,58 @@ def test_scores_that_differ_from_medpy_are_no_scores(make_run, monkeypatch):
     score(folder, *NO_FILES)
     with pytest.raises(RuntimeError, match="dice differs from medpy: 0.123"):
         score(folder, *NO_FILES, "--verify_metrics")
+
+
+# --- several processes
+
+
+def assert_same_files(first: Path, second: Path) -> None:
+    """Scores, predictions and pictures, to the last byte; but for what names the run or was timed."""
+    assert (first / runs.METRICS_CSV).read_bytes() == (second / runs.METRICS_CSV).read_bytes()
+    contents = [json.loads((folder / runs.METRICS_JSON).read_text()) for folder in (first, second)]
+    for content in contents:
+        del content["exp"], content["test_seconds"], content["options"]
+    assert contents[0] == contents[1]
+    for kind in (runs.PREDICTIONS, runs.FIGURES):
+        names = sorted(path.name for path in (first / kind).iterdir())
+        assert len(names) == len(CASES) and names == sorted(path.name for path in (second / kind).iterdir())
+        assert all((first / kind / name).read_bytes() == (second / kind / name).read_bytes() for name in names)
+
+
+def test_cases_dealt_out_to_ranks_give_the_same_files(make_run, in_ranks, tmp_path):
+    alone, shared = make_run("alone"), make_run("shared")
+    score(alone)
+    argv = ["--exp", "shared", "--model_path", str(tmp_path), "--device", "cpu"]
+    for size in (2, 3):  # one of three has no case
+        outcomes = in_ranks(lambda: test_LA.main(argv), size)
+        assert [outcome.status for outcome in outcomes] == [0] * size, outcomes
+        assert [outcome.output for outcome in outcomes[1:]] == [""] * (size - 1)
+        assert outcomes[0].output.count("mean ± sd") == 1
+        assert_same_files(alone, shared)
+        shutil.rmtree(shared / runs.PREDICTIONS), shutil.rmtree(shared / runs.FIGURES)
+
+
+def test_bad_input_of_a_test_is_said_by_one_rank(make_run, in_ranks, tmp_path):
+    make_run("a")
+    argv = ["--exp", "a", "--model_path", str(tmp_path), "--device", "cpu", "--head", "mean"]
+    first, second = in_ranks(lambda: test_LA.main(argv))
+    assert (first.status, second.status, second.output) == (2, 2, "")
+    assert first.output.startswith("error: --head mean")
+
+
+def test_cases_scored_in_processes_give_the_same_files(make_run):
+    alone, shared = make_run("alone"), make_run("shared")
+    score(alone, "--score_workers", "0"), score(shared, "--score_workers", "2")
+    assert_same_files(alone, shared)
+
+
+def test_how_many_processes_score(make_run, capsys, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    asked, default = Namespace(score_workers=3), Namespace(score_workers=None)
+    assert [test_LA.score_workers(asked, cases) for cases in (2, 20)] == [2, 3]
+    assert [test_LA.score_workers(default, cases) for cases in (7, 8)] == [0, 3]
+    assert test_LA.score_workers(default, 10, Ranks(0, 2, 0, 2)) == 1
+    for cores, workers in ((1, 0), (2, 0), (3, 1), (100, test_LA.MAX_WORKERS)):
+        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        assert test_LA.score_workers(default, 20) == workers
+    assert "--score_workers -1 must be at least 0" in refused(capsys, *where(make_run(), "--score_workers", "-1"))

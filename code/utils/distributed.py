@@ -11,6 +11,7 @@ Everything that is no tensor of a GPU goes through gloo, whose connections break
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -31,12 +32,17 @@ T = TypeVar("T")
 # that rank 0 does while the others wait: reading the scans, a validation, a checkpoint.
 TIMEOUT = timedelta(hours=1)
 BUCKET = 2**23  # numbers in one message, 32 MiB: enough for full bandwidth, little beside a training step
-FAILURE = "failure"  # key under which a failing process leaves its reason
+FAILURE, TOLD = "failure", "told"  # keys under which a failing process leaves its reason, and one speaks of a dead one
+PATIENCE = 5.0  # seconds, of the others with rank 0, before one of them speaks in its place
 LOST = "another process of the run died or does not answer"
 
 
 class PeerLost(InputError):
-    """Another process of the run failed, died or does not answer; the message is its reason where it left one."""
+    """Another process of the run failed, died or does not answer. One that failed has said why, and left the reason."""
+
+    def __init__(self, reason: str = ""):
+        super().__init__(reason or LOST)
+        self.explained = bool(reason)
 
 
 @dataclass(frozen=True)
@@ -158,7 +164,7 @@ class Ranks:
         except RuntimeError as error:  # what gloo and NCCL raise for a broken connection or a timeout
             raise PeerLost(self._reason()) from error
 
-    def leave_reason(self, error: Exception) -> None:
+    def leave_reason(self, error: BaseException) -> None:
         """Tell the others why this process ends, as far as they can still be told."""
         reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
         with contextlib.suppress(RuntimeError):
@@ -168,7 +174,16 @@ class Ranks:
         with contextlib.suppress(RuntimeError):
             if self.store.check([FAILURE]):
                 return self.store.get(FAILURE).decode()
-        return LOST
+        return ""
+
+    def speaks(self) -> bool:
+        """Whether this process is the one to speak of a dead one: rank 0 or, if it is silent, the first that asks."""
+        until = time.monotonic() + (0 if self.leads else PATIENCE)
+        with contextlib.suppress(RuntimeError):
+            while time.monotonic() < until and not self.store.check([TOLD]):
+                time.sleep(0.1)
+            return self.store.add(TOLD, 1) == 1
+        return self.leads
 
 
 ALONE = Ranks()
@@ -190,7 +205,7 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 def joined() -> Iterator[Ranks]:
     """Join the processes of torchrun for a `with` block; without torchrun, or with one process, `ALONE`.
 
-    All leave together at the end. The rank that fails says why; of one that died, rank 0 alone speaks.
+    All leave together at the end. The rank that fails says why; of one that died, one of the others speaks.
     """
     if int(os.environ.get("WORLD_SIZE") or 1) == 1:
         yield ALONE
@@ -200,10 +215,10 @@ def joined() -> Iterator[Ranks]:
         yield ranks
         ranks.barrier()
     except PeerLost as lost:
-        if ranks.leads and str(lost) == LOST:
-            raise
-        sys.exit(BAD_INPUT)
-    except Exception as error:
+        if lost.explained or not ranks.speaks():
+            sys.exit(BAD_INPUT)
+        raise
+    except (Exception, SystemExit) as error:
         ranks.leave_reason(error)
         if ranks.leads or not isinstance(error, InputError):
             raise

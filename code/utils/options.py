@@ -19,7 +19,7 @@ AT_LEAST = {  # the smallest value of a flag that makes sense; flags of single m
     **dict.fromkeys(
         "unlabelnum num_workers warmup image_every val_cases seed weight_decay consistency consistency_rampup "
         "aug_zoom aug_rotate aug_intensity sdm_k_start con_scale sdm_weight adv_weight att_beta unc_weight seg_weight "
-        "feat_weight".split(),
+        "feat_weight score_workers".split(),
         0,
     ),
 }
