@@ -32,7 +32,12 @@ def commands(page: Path = README) -> list[list[str]]:
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("python code/")]
 
 
-PAGES = [page for page in [README, *DOCS] if commands(page)]
+def starts_several_processes(page: Path) -> bool:
+    """Its commands need processes of their own, and run in test_torchrun.py."""
+    return "torchrun" in "".join(blocks("bash", page))
+
+
+PAGES = [page for page in [README, *DOCS] if commands(page) and not starts_several_processes(page)]
 
 
 @pytest.fixture
