@@ -29,7 +29,10 @@ class DTML(ConsistencyMethod):
     """Two V-Nets of their own parameters: `m_s` with the segmentation head, `m_d` with the SDM head."""
 
     defaults = {"consistency": 1.0}
-    presets = {"cpu": {"sdm_k_start": 10.0}, "demo": {"sdm_k_start": 10.0}}
+    presets = {
+        "cpu": {"sdm_k": 100.0, "sdm_k_start": 10.0, "mask_loss": "dice+ce"},  # docs/results/cpu_preset.md
+        "demo": {"sdm_k_start": 10.0},
+    }
 
     @staticmethod
     def add_arguments(group) -> None:

@@ -19,6 +19,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "n_filters": 8,
         "dropout": 0.0,
         "max_iterations": 3000,
+        "base_lr": 0.03,
         "lr_schedule": "cosine",
         "aug_zoom": 0.2,
         "aug_rotate": 15.0,
