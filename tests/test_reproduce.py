@@ -221,6 +221,7 @@ def test_a_row_of_equal_time_waits_for_the_rows_that_say_how_long_that_is(flags,
     options = json.loads((tmp_path / "out" / "runs" / "v_net_equal_time_seed2" / "options.json").read_text())
     assert options["max_iterations"] == 640  # 200 iterations of 1.6 s, in steps of 0.5 s
     assert output.count("V-Net, DTML's seconds") >= 2
+    assert "V-Net, DTML's seconds: 200 iterations, at the step time of V-Net the training time of DTML." in output
     scripts.clear()
     assert main(["table3", *flags, *rows]) == 0
     assert not scripts and "all 6 runs are done" in capsys.readouterr().out
@@ -245,6 +246,7 @@ def test_the_optimistic_column_is_loud_and_only_there_by_its_flag(flags, scripts
     assert scripts == [*last, *(("test_LA.py", "v_net_seed1337", f"iteration_{n}") for n in (1, 2, 10))]
     output = capsys.readouterr().out
     assert "OPTIMISTIC, NOT A RESULT" in output and "best on the test list" in output
+    assert "The last column, and it alone, is chosen on the test list" in output
     table = (tmp_path / "out" / "table2.md").read_text()
     (line,) = (line for line in table.splitlines() if line.startswith("| V-Net | 2 | 0 | measured |"))
     assert "| 85.00 |" in line and line.endswith("| 87.00 |")  # the last one, and the best of all

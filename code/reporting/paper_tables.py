@@ -22,6 +22,7 @@ UPPER_BOUND = (80, 0)
 HEADINGS = [heading for heading, _, _ in COLUMNS.values()]
 HEADER = ["method", "labeled", "unlabeled", "figures", *HEADINGS, "seeds", "s / step", "GiB"]
 OPTIMISTIC = "OPTIMISTIC, NOT A RESULT: Dice [%] of the checkpoint that is best on the test list"
+OPTIMISTIC_NOTE = " The last column, and it alone, is chosen on the test list: best of all checkpoints of a run."
 PAIRED_HEADER = ["second - first", "metric", f"difference [{CONFIDENCE:.0%}]", "cases", "t-test p", "Holm"]
 PAIRED_HEADER += ["Wilcoxon p", "effect d_z"]
 
@@ -86,7 +87,8 @@ def write_table(
     lines = [line for key, seeds in rows.items() for line in system_lines(SYSTEMS[key], seeds)]
     cells = [line.cells(optimistic) for line in lines]
     header = [*HEADER, OPTIMISTIC] if optimistic else HEADER
-    note = setting_note([scores for seeds in rows.values() for scores in seeds], flags)
+    note = setting_note([s for key, seeds in rows.items() if not SYSTEMS[key].equal_time for s in seeds], flags)
+    note += equal_time_note(rows) + (OPTIMISTIC_NOTE if optimistic else "")
     tests = paired_lines(PAIRS[name], rows, PAIRED_METRICS[name])
     out.mkdir(parents=True, exist_ok=True)
     parts = [f"# Table {name[-1]}: {TITLES[name]}", note, markdown(header, cells), printed_notes(rows)]
@@ -167,6 +169,19 @@ def setting_note(scores: Sequence[Scores], flags: str) -> str:
         "chosen on the test list; mean ± sd over seeds. Filtered: only the largest component is kept. "
         f"s / step and GiB (the most at a time: allocated on a GPU, resident on a CPU): {machines}."
     )
+
+
+def equal_time_note(rows: Mapping[str, Sequence[Scores]]) -> str:
+    """How long the rows are that train for the seconds of another one; empty where there are none."""
+    notes = []
+    for key, seeds in rows.items():
+        if SYSTEMS[key].equal_time and seeds:
+            lengths = " or ".join(str(n) for n in sorted({scores["iteration"] for scores in seeds}))
+            longer, own = (SYSTEMS[other].name for other in SYSTEMS[key].equal_time)
+            notes.append(
+                f" {SYSTEMS[key].name}: {lengths} iterations, at the step time of {own} the training time of {longer}."
+            )
+    return "".join(notes)
 
 
 def _machine(scores: Scores) -> str:

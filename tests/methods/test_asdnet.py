@@ -48,7 +48,7 @@ def half_trusted(size: int = 32) -> torch.Tensor:
 
 
 def test_no_turn_changes_or_reaches_the_other_player(build, make_batch):
-    engine, batch = build(), make_batch()
+    engine, batch = build(), make_batch(1, 1)
     method = engine.method
     for turn, own, other in zip(engine.turns, ("network", "critic"), ("critic", "network"), strict=True):
         method.zero_grad(set_to_none=True)
