@@ -16,6 +16,7 @@ from methods.base import Method, Turn
 from methods.dtml import DTML
 from utils import runs
 from utils.device import MIN_BF16_PATCH
+from utils.distributed import Ranks
 from utils.errors import InputError
 from utils.losses import dice_ce_loss
 from utils.schedules import learning_rate
@@ -293,6 +294,14 @@ def test_a_checkpoint_holds_all_that_a_resumed_run_needs(make_engine, batch, tmp
     assert (resumed.iteration, resumed.seconds, resumed.best_val) == (3, 12.5, 0.75)
     assert [resumed.step(batch) for _ in range(2)] == expected
     assert_equal(weights(resumed.method), weights(engine.method))
+
+
+def test_rank_0_alone_saves(make_engine, tmp_path):
+    engine = make_engine()
+    for engine.ranks in (Ranks(1, 2), Ranks(0, 2)):
+        assert not (tmp_path / runs.LAST).exists()
+        engine.save(runs.LAST)
+    assert runs.load_checkpoint(tmp_path / runs.LAST)["world_size"] == 2
 
 
 def test_both_players_are_resumed(make_engine, batch, tmp_path):

@@ -463,9 +463,17 @@ def assert_same_files(first: Path, second: Path) -> None:
         assert all((first / kind / name).read_bytes() == (second / kind / name).read_bytes() for name in names)
 
 
-def test_cases_dealt_out_to_ranks_give_the_same_files(make_run, in_ranks, tmp_path):
+def test_cases_dealt_out_to_ranks_give_the_same_files(make_run, in_ranks, tmp_path, monkeypatch):
     alone, shared = make_run("alone"), make_run("shared")
     score(alone)
+    predict = test_LA.predict_masks
+
+    def noted(method, case, *rest):
+        with (tmp_path / "noted").open("a") as file:
+            file.write(f"{os.environ['RANK']} {case}\n")
+        return predict(method, case, *rest)
+
+    monkeypatch.setattr(test_LA, "predict_masks", noted)
     argv = ["--exp", "shared", "--model_path", str(tmp_path), "--device", "cpu"]
     for size in (2, 3):  # one of three has no case
         outcomes = in_ranks(lambda: test_LA.main(argv), size)
@@ -473,6 +481,8 @@ def test_cases_dealt_out_to_ranks_give_the_same_files(make_run, in_ranks, tmp_pa
         assert [outcome.output for outcome in outcomes[1:]] == [""] * (size - 1)
         assert outcomes[0].output.count("mean ± sd") == 1
         assert_same_files(alone, shared)
+        assert sorted((tmp_path / "noted").read_text().splitlines()) == [f"{i} {case}" for i, case in enumerate(CASES)]
+        (tmp_path / "noted").unlink()
         shutil.rmtree(shared / runs.PREDICTIONS), shutil.rmtree(shared / runs.FIGURES)
 
 
