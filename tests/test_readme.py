@@ -81,11 +81,13 @@ def test_every_link_into_the_repository_leads_somewhere(page):
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-def test_the_example_method_trains(repository, monkeypatch):
-    (example,) = blocks("python")
+@pytest.mark.parametrize("page", [page for page in [README, *DOCS] if "Method)" in "".join(blocks("python", page))])
+def test_the_example_method_trains(page, repository, monkeypatch):
+    (example,) = blocks("python", page)
     namespace: dict = {}
     exec(example, namespace)  # noqa: S102  the example as it is printed
-    monkeypatch.setitem(METHODS, "mean_teacher", namespace["MeanTeacher"])
-    flags = ["--method", "mean_teacher", "--ema_decay", "0.9", "--preset", "demo", *SHORT["train"].split()]
+    (example_class,) = [item for item in namespace.values() if getattr(item, "__module__", "") == "builtins"]
+    monkeypatch.setitem(METHODS, "ninth", example_class)
+    flags = ["--method", "ninth", "--preset", "demo", *SHORT["train"].split()]
     assert train([*flags, "--root_path", "data/LA", "--exp", "ninth"]) == 0
     assert (repository / "model" / "ninth" / "last.pth").exists()
