@@ -1,6 +1,7 @@
 """What the tests share: small options, a random batch, a phantom data set, and where real scans may lie."""
 
 import json
+import locale
 import math
 import multiprocessing
 import os
@@ -35,6 +36,14 @@ def pytest_addoption(parser):
     parser.addoption(
         "--la_dir", default=os.environ.get("DTML_LA_DIR"), help="folder of real scans, <case>/mri_norm2.h5"
     )
+
+
+@pytest.fixture(autouse=True)
+def same_locale():
+    """SimpleITK sets the C locale when it writes DICOM; later tests would then read and write text as ASCII."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
 
 
 @pytest.fixture(autouse=True)

@@ -247,14 +247,14 @@ def test_the_optimistic_column_is_loud_and_only_there_by_its_flag(flags, scripts
     output = capsys.readouterr().out
     assert "OPTIMISTIC, NOT A RESULT" in output and "best on the test list" in output
     assert "The last column, and it alone, is chosen on the test list" in output
-    table = (tmp_path / "out" / "table2.md").read_text()
+    table = (tmp_path / "out" / "table2.md").read_text(encoding="utf-8")
     (line,) = (line for line in table.splitlines() if line.startswith("| V-Net | 2 | 0 | measured |"))
     assert "| 85.00 |" in line and line.endswith("| 87.00 |")  # the last one, and the best of all
     scripts.clear()
     assert main(["table2", *flags, *rows, "--optimistic_best_on_test"]) == 0
     assert not scripts
     assert main(["table2", *flags, *rows]) == 0  # the same run
-    assert not scripts and "OPTIMISTIC" not in (tmp_path / "out" / "table2.md").read_text()
+    assert not scripts and "OPTIMISTIC" not in (tmp_path / "out" / "table2.md").read_text(encoding="utf-8")
 
 
 def test_runs_that_kept_no_checkpoints_are_not_run_again_for_the_optimistic_column(flags, scripts, tmp_path):
@@ -262,7 +262,7 @@ def test_runs_that_kept_no_checkpoints_are_not_run_again_for_the_optimistic_colu
     scripts.clear()
     assert main(["table2", *flags, "--only", "v_net", "--optimistic_best_on_test"]) == 0
     assert not scripts
-    assert "| 87.00 |" not in (tmp_path / "out" / "table2.md").read_text()
+    assert "| 87.00 |" not in (tmp_path / "out" / "table2.md").read_text(encoding="utf-8")
 
 
 def test_tables_only_trains_nothing(flags, scripts, capsys):
