@@ -450,22 +450,27 @@ def test_scores_that_differ_from_medpy_are_no_scores(make_run, monkeypatch):
 # --- several processes
 
 
-def assert_same_files(first: Path, second: Path) -> None:
+EVERY_FILE = pytest.mark.parametrize("flags", [("--skip", "figures"), pytest.param((), marks=pytest.mark.slow)])
+
+
+def assert_same_files(first: Path, second: Path, flags: tuple[str, ...]) -> None:
     """Scores, predictions and pictures, to the last byte; but for what names the run or was timed."""
     assert (first / runs.METRICS_CSV).read_bytes() == (second / runs.METRICS_CSV).read_bytes()
     contents = [json.loads((folder / runs.METRICS_JSON).read_text()) for folder in (first, second)]
     for content in contents:
         del content["exp"], content["test_seconds"], content["options"]
     assert contents[0] == contents[1]
-    for kind in (runs.PREDICTIONS, runs.FIGURES):
+    for kind in (runs.PREDICTIONS,) if flags else (runs.PREDICTIONS, runs.FIGURES):
         names = sorted(path.name for path in (first / kind).iterdir())
         assert len(names) == len(CASES) and names == sorted(path.name for path in (second / kind).iterdir())
         assert all((first / kind / name).read_bytes() == (second / kind / name).read_bytes() for name in names)
 
 
-def test_cases_dealt_out_to_ranks_give_the_same_files(make_run, in_ranks, tmp_path, monkeypatch):
+@EVERY_FILE
+@pytest.mark.parametrize("size", [2, 3])  # one of three has no case
+def test_cases_dealt_out_to_ranks_give_the_same_files(make_run, in_ranks, tmp_path, monkeypatch, size, flags):
     alone, shared = make_run("alone"), make_run("shared")
-    score(alone)
+    score(alone, *flags)
     predict = test_LA.predict_masks
 
     def noted(method, case, *rest):
@@ -474,16 +479,13 @@ def test_cases_dealt_out_to_ranks_give_the_same_files(make_run, in_ranks, tmp_pa
         return predict(method, case, *rest)
 
     monkeypatch.setattr(test_LA, "predict_masks", noted)
-    argv = ["--exp", "shared", "--model_path", str(tmp_path), "--device", "cpu"]
-    for size in (2, 3):  # one of three has no case
-        outcomes = in_ranks(lambda: test_LA.main(argv), size)
-        assert [outcome.status for outcome in outcomes] == [0] * size, outcomes
-        assert [outcome.output for outcome in outcomes[1:]] == [""] * (size - 1)
-        assert outcomes[0].output.count("mean ± sd") == 1
-        assert_same_files(alone, shared)
-        assert sorted((tmp_path / "noted").read_text().splitlines()) == [f"{i} {case}" for i, case in enumerate(CASES)]
-        (tmp_path / "noted").unlink()
-        shutil.rmtree(shared / runs.PREDICTIONS), shutil.rmtree(shared / runs.FIGURES)
+    argv = ["--exp", "shared", "--model_path", str(tmp_path), "--device", "cpu", *flags]
+    outcomes = in_ranks(lambda: test_LA.main(argv), size)
+    assert [outcome.status for outcome in outcomes] == [0] * size, outcomes
+    assert [outcome.output for outcome in outcomes[1:]] == [""] * (size - 1)
+    assert outcomes[0].output.count("mean ± sd") == 1
+    assert_same_files(alone, shared, flags)
+    assert sorted((tmp_path / "noted").read_text().splitlines()) == [f"{i} {case}" for i, case in enumerate(CASES)]
 
 
 def test_bad_input_of_a_test_is_said_by_one_rank(make_run, in_ranks, tmp_path):
@@ -494,10 +496,11 @@ def test_bad_input_of_a_test_is_said_by_one_rank(make_run, in_ranks, tmp_path):
     assert first.output.startswith("error: --head mean")
 
 
-def test_cases_scored_in_processes_give_the_same_files(make_run):
+@EVERY_FILE
+def test_cases_scored_in_processes_give_the_same_files(make_run, flags):
     alone, shared = make_run("alone"), make_run("shared")
-    score(alone, "--score_workers", "0"), score(shared, "--score_workers", "2")
-    assert_same_files(alone, shared)
+    score(alone, "--score_workers", "0", *flags), score(shared, "--score_workers", "2", *flags)
+    assert_same_files(alone, shared, flags)
 
 
 def test_how_many_processes_score(make_run, capsys, monkeypatch):
