@@ -35,7 +35,6 @@ from utils.errors import InputError, run_script
 from utils.metrics import evaluate, largest_component, summarise, verify_against_medpy
 
 POSTS = {"none": lambda mask: mask, "lcc": largest_component}
-CHECKPOINTS = {"last": runs.LAST, "best_val": runs.BEST_VAL}
 SAME_SETTING = "the paper's row, for the same lists, preset and number of labels"
 NOT_COMPARABLE = "the paper's full-scale figures on the official 20 cases: another setting, not comparable"
 OFFICIAL = flags.REPOSITORY / "data" / "LA"  # its lists are the official ones, whatever --root_path holds
@@ -53,7 +52,7 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_argument("--exp", nargs="+", required=True, metavar="NAME", help="run to score; several are compared")
     parser.add_argument("--model_path", default="model", help="folder of all runs")
-    parser.add_argument("--weights", choices=tuple(CHECKPOINTS), default="last", help="checkpoint to score")
+    parser.add_argument("--weights", choices=tuple(runs.CHECKPOINTS), default="last", help="checkpoint to score")
     parser.add_argument(
         "--skip", nargs="*", choices=("predictions", "figures"), default=[], help="what not to write: NIfTI, pictures"
     )
@@ -82,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folders = {exp: runs.existing_run(asked.model_path, exp) for exp in asked.exp}
     reported = {}
     for exp, folder in folders.items():
-        state = runs.load_checkpoint(folder / CHECKPOINTS[asked.weights])
+        state = runs.load_checkpoint(folder / runs.CHECKPOINTS[asked.weights])
         options = parse_options(argv, exp, state["options"])
         scores, head = score_run(folder, state, options)
         print_run(scores, head, options, state)
@@ -100,7 +99,7 @@ def score_run(folder: Path, state: dict[str, Any], options: Namespace) -> tuple[
     cases = sound_cases(options, state)
     device = pick_device(options)
     method = METHODS[options.method](Namespace(**state["options"]))
-    load_networks(method, state, folder / CHECKPOINTS[options.weights])
+    load_networks(method, state, folder / runs.CHECKPOINTS[options.weights])
     place(method, device, options)
     head = reported_output(method, options)
     start, scores = time.perf_counter(), []

@@ -119,6 +119,12 @@ class CaseStore:
                 for _ in pool.map(partial(la_heart.read_label, self.root), labeled):
                     pass
 
+    def typical_scan(self) -> dict[str, list[float]]:
+        """Median `shape` (voxels, native) and `spacing_mm` of all cases, each along W, H, D."""
+        spacings = [la_heart.read_spacing(self.root, name) for name in self.native]
+        medians = {"shape": [*self.native.values()], "spacing_mm": spacings}
+        return {key: np.median(values, axis=0).tolist() for key, values in medians.items()}
+
     def _fits(self) -> bool:
         voxels = {name: math.prod(shape) for name, shape in self.shapes.items()}
         label_type = np.uint8 if self.scale == 1 else np.float32

@@ -259,15 +259,20 @@ def add_device_options(parser: ArgumentParser) -> None:
     group.add_argument("--compile", action="store_true", help="torch.compile the networks")
 
 
-def add_inference_options(parser: ArgumentParser) -> None:
-    """The sliding window and what is scored."""
-    group = parser.add_argument_group("inference")
+def add_window_arguments(group) -> None:
+    """The sliding window."""
     group.add_argument("--stride_xy", type=int, default=18, help="in-plane stride of the window, in voxels")
     group.add_argument("--stride_z", type=int, default=4, help="axial stride of the window, in voxels")
     group.add_argument(
         "--blend", choices=("uniform", "gaussian"), default="uniform", help="weight of a window's voxels"
     )
     group.add_argument("--window_batch", type=int, default=4, help="windows per forward pass")
+
+
+def add_inference_options(parser: ArgumentParser) -> None:
+    """The sliding window and what is scored."""
+    group = parser.add_argument_group("inference")
+    add_window_arguments(group)
     group.add_argument("--head", help="output to report (default: the method's first); all are scored")
     group.add_argument(
         "--post",

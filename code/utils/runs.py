@@ -18,9 +18,11 @@ from utils.errors import InputError
 from utils.options import repository_path
 
 LAST, BEST_VAL = "last.pth", "best_val.pth"
+CHECKPOINTS = {"last": LAST, "best_val": BEST_VAL}  # by the name that --weights gives them
 LOG, OPTIONS, CURVES = "log.txt", "options.json", "curves.csv"
 METRICS_CSV, METRICS_JSON = "metrics.csv", "metrics.json"
 PREDICTIONS, FIGURES, TENSORBOARD = "predictions", "figures", "tensorboard"
+PREDICTIONS_CSV, PREDICTIONS_JSON = "predictions.csv", "predictions.json"  # in a folder that predict.py writes
 PARTIAL = ".partial"  # end of the name of a file that is still being written
 
 # What may differ between a run and its continuation, for it decides where and how the run is computed, not what.

@@ -23,7 +23,9 @@ def test_a_text_names_a_box():
     assert whole(SHAPE) == parse_roi(":,:,:", SHAPE)
 
 
-@pytest.mark.parametrize("text", ["", "2:5,0:14", "a:b,0:14,0:9", "1:2,1:2,1:2,1:2", "-3:5,0:14,0:9", "2.5:5,:,:", "middle"])
+@pytest.mark.parametrize(
+    "text", ["", "2:5,0:14", "a:b,0:14,0:9", "1:2,1:2,1:2,1:2", "-3:5,0:14,0:9", "2.5:5,:,:", "middle"]
+)
 def test_a_text_that_names_none(text):
     with pytest.raises(InputError, match="must be full, center or x0:x1,y0:y1,z0:z1"):
         parse_roi(text, SHAPE)
@@ -61,9 +63,11 @@ def test_a_box_and_its_image_cover_the_same_place(seed, spacing):
     named = box((3, 11), (2, 9), (4, 8))
     moved = to_processed(named, scan.affine, place)
     covered = np.zeros(place.shape, dtype=bool)
-    for point in itertools.product(*(np.arange(a.start - 0.499, a.stop - 0.5, 0.1) for a in named)):
-        index = np.linalg.inv(place.affine) @ scan.affine @ [*point, 1]
-        covered[tuple(np.clip(np.round(index[:3]).astype(int), 0, np.subtract(place.shape, 1)))] = True
+    axes = [np.linspace(a.start - 0.499, a.stop - 0.501, 5 * (a.stop - a.start)) for a in named]
+    points = np.array([*itertools.product(*axes)]) @ scan.affine[:3, :3].T + scan.affine[:3, 3]  # mm
+    inverse = np.linalg.inv(place.affine)
+    voxels = np.round(points @ inverse[:3, :3].T + inverse[:3, 3]).astype(int)
+    covered[tuple(np.clip(voxels, 0, np.subtract(place.shape, 1)).T)] = True
     expected = tuple(slice(i.min(), i.max() + 1) for i in np.nonzero(covered))
     assert all(a.start <= b.start and b.stop <= a.stop for a, b in zip(moved, expected, strict=True))
     assert all(b.start - a.start <= 1 and a.stop - b.stop <= 1 for a, b in zip(moved, expected, strict=True))

@@ -1,0 +1,237 @@
+"""Trained runs as one predictor of whole scans: each with its own preprocessing, their mean on the scan's grid."""
+
+import math
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dataloaders import region
+from dataloaders.augment import Size
+from dataloaders.batch import scaled_shape
+from dataloaders.preprocess import Placement, Preprocessing
+from dataloaders.region import Box
+from dataloaders.scans import Scan, orientation_of
+from engine import load_networks, reported_output
+from inference import predict_volume, window_starts
+from methods import METHODS
+from methods.base import Method
+from networks.vnet import MIN_PATCH
+from utils.errors import InputError
+
+PROB, SDM = "prob", "sdm"
+OUTSIDE = {PROB: 0.0, SDM: 1.0}  # what a map is outside the region of interest
+Symmetry = tuple[int, int | None]  # quarter turns in the axial plane, then a flip along axis 0 or 1
+SYMMETRIES: dict[str, tuple[Symmetry, ...]] = {
+    "none": ((0, None),),
+    "flips": ((0, None), (0, 0), (0, 1), (2, None)),  # the last one flips both axes
+    "all": tuple((turns, flip) for turns in range(4) for flip in (None, 0)),
+}
+PLANE = (2, 3)  # in-plane axes of (B, 1, W, H, D)
+
+MUCH_LARGER = 2.0  # times the voxels of a typical training volume; among the LA cases the largest has 1.5
+OTHER_SPACING = 1.25  # ratio of voxel sizes that is worth a warning
+FEATURE_MAPS = 6  # at full resolution that a V-Net holds at once, measured
+FLOAT = 4  # bytes
+
+
+class Predictor(nn.Module):
+    """Probability, and by wish signed distance, of patches: the mean over in-plane symmetries of the patch."""
+
+    outputs = (PROB, SDM)
+
+    def __init__(self, method: Method, head: str, wanted: Sequence[str] = (PROB,), tta: str = "none"):
+        super().__init__()
+        self.method, self.head, self.wanted = method, head, tuple(wanted)
+        self.symmetries = SYMMETRIES[tta]
+        self.on_windows: Callable[[int], None] = lambda count: None  # told how many patches are done
+
+    def predict(self, image: Tensor, outputs: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """Args: image, (B, 1, W, H, D). Returns: {"prob": in [0, 1], "sdm": in [-1, 1]}, each of that shape."""
+        wanted = tuple(outputs or self.wanted)
+        views = [self._seen(image, wanted, *symmetry) for symmetry in self.symmetries]
+        means = {name: sum(view[name] for view in views) / len(views) for name in wanted}
+        self.on_windows(len(image))
+        return means
+
+    def _seen(self, image: Tensor, wanted: Sequence[str], turns: int, flip: int | None) -> dict[str, Tensor]:
+        """The maps of the turned image, turned back."""
+        axes = [] if flip is None else [PLANE[flip]]
+        turned = torch.rot90(image, turns, PLANE).flip(axes) if turns or axes else image
+        maps = {}
+        if PROB in wanted:
+            maps[PROB] = self.method.predict(turned, (self.head,))[self.head]
+        if SDM in wanted:
+            maps[SDM] = next(iter(self.method.signed_maps(turned).values()))
+        return {name: torch.rot90(x.flip(axes), -turns, PLANE) if turns or axes else x for name, x in maps.items()}
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Probability of patches, (B, 1, W, H, D)."""
+        return self.predict(image, (PROB,))[PROB]
+
+
+@dataclass
+class Member:
+    """A trained run that takes part in a prediction."""
+
+    exp: str
+    options: Namespace
+    predictor: Predictor
+    preprocessing: Preprocessing
+    typical: dict[str, list[float]] | None  # `typical_scan` of its training; None for runs that did not store it
+    iteration: int
+
+    def settings(self) -> dict[str, Any]:
+        """What decides its maps, as plain data."""
+        names = ("method", "scale", "patch_size", "stride_xy", "stride_z", "blend", "amp")
+        return {
+            "exp": self.exp,
+            "iteration": self.iteration,
+            "head": self.predictor.head,
+            **{name: getattr(self.options, name) for name in names},
+            "preprocessing": self.preprocessing.as_record(),
+            "typical_scan": self.typical,
+        }
+
+
+def load_member(path: Path, state: dict[str, Any], options: Namespace, wanted: Sequence[str], tta: str) -> Member:
+    """A run from its checkpoint at `path`; nothing else is read, no data folder is needed."""
+    method = METHODS[options.method](Namespace(**state["options"]))
+    load_networks(method, state, path)
+    method.eval()
+    if SDM in wanted and not _has_map(method):
+        raise InputError(f"--save sdm: method {options.method} of {options.exp} has no signed distance map")
+    return Member(
+        options.exp,
+        options,
+        Predictor(method, reported_output(method, options), wanted, tta),
+        Preprocessing.from_record(state.get("preprocessing")),
+        state.get("typical_scan"),
+        state["iteration"],
+    )
+
+
+@torch.no_grad()
+def _has_map(method: Method) -> bool:
+    return bool(method.signed_maps(torch.zeros((1, 1, *[MIN_PATCH] * 3))))
+
+
+@dataclass
+class Plan:
+    """One scan, ready to be predicted: its images as the members see them, and the box to look at."""
+
+    scan: Scan
+    box: Box  # of the scan
+    images: dict[Preprocessing, tuple[np.ndarray, Placement]]
+
+    def seen_box(self, member: Member) -> Box:
+        """The box on the grid of a member's image."""
+        return region.to_processed(self.box, self.scan.affine, self.images[member.preprocessing][1])
+
+    def scaled(self, member: Member) -> Size:
+        """Shape of the box as a member's network sees it, at --scale."""
+        return scaled_shape(region.size_of(self.seen_box(member)), member.options.scale)
+
+
+def make_plan(members: Sequence[Member], scan: Scan, roi: str) -> Plan:
+    """Preprocess a scan and find the box that `roi` (--roi) names."""
+    images = {member.preprocessing: member.preprocessing.apply(scan) for member in members}
+    shape = scan.array.shape
+    if roi == region.FULL:
+        box = region.whole(shape)
+    elif roi == region.CENTER:
+        box = region.hull(_central_box(member, scan, images[member.preprocessing][1]) for member in members)
+    else:
+        box = region.parse_roi(roi, shape)
+    return Plan(scan, box, images)
+
+
+def _central_box(member: Member, scan: Scan, placement: Placement) -> Box:
+    if member.typical is None:
+        raise InputError(
+            f"run {member.exp} does not know the size of its training volumes (it was trained by an older version); "
+            "give --roi x0:x1,y0:y1,z0:z1"
+        )
+    box = region.central(placement.shape, [round(length) for length in member.typical["shape"]])
+    return region.to_scan(box, scan.affine, scan.array.shape, placement)
+
+
+def count_windows(members: Sequence[Member], plan: Plan) -> int:
+    """Windows of all members."""
+    return sum(math.prod(map(len, _starts(member.options, plan.scaled(member)))) for member in members)
+
+
+def _starts(options: Namespace, shape: Size) -> list[list[int]]:
+    strides = (options.stride_xy, options.stride_xy, options.stride_z)
+    lengths = np.maximum(shape, options.patch_size).tolist()
+    return [window_starts(*axis) for axis in zip(lengths, options.patch_size, strides, strict=True)]
+
+
+def memory_bytes(members: Sequence[Member], plan: Plan) -> tuple[int, int]:
+    """Estimate of what a prediction takes: for the volumes, and for the network on its patches."""
+    voxels, maps = plan.scan.array.size, len(members[0].predictor.wanted)
+    processed = sum(image.size for image, _ in plan.images.values())
+    window = max(math.prod(np.maximum(plan.scaled(member), member.options.patch_size).tolist()) for member in members)
+    volumes = plan.scan.array.nbytes + FLOAT * (voxels * 2 * maps + processed * (1 + maps) + window * (2 + 2 * maps))
+    network = max(
+        member.options.window_batch * math.prod(member.options.patch_size) * member.options.n_filters
+        for member in members
+    )
+    return volumes, FLOAT * FEATURE_MAPS * network
+
+
+def doubts(members: Sequence[Member], plan: Plan) -> list[str]:
+    """What speaks against a sound result, in sentences that name a remedy."""
+    found = []
+    for member in members:
+        _, placement = plan.images[member.preprocessing]
+        if orientation_of(placement.affine)[2] not in "IS":
+            found.append(
+                f"the third axis of the scan does not run between feet and head, as in {member.exp}'s training; "
+                "turn the scan, or train on scans prepared with --orientation"
+            )
+        if member.typical is None:
+            continue
+        spacing = np.linalg.norm(placement.affine[:3, :3], axis=0)
+        ratio = spacing / member.typical["spacing_mm"]
+        if max(ratio.max(), 1 / ratio.min()) > OTHER_SPACING:
+            found.append(
+                f"voxels of {_by(spacing)} mm, but {_by(member.typical['spacing_mm'])} mm in {member.exp}'s training; "
+                "resample the scan, or train on scans prepared with --spacing"
+            )
+        larger = math.prod(region.size_of(plan.seen_box(member))) / math.prod(member.typical["shape"])
+        if larger > MUCH_LARGER:
+            found.append(
+                f"the scan has {larger:.1f} times the voxels of {member.exp}'s training volumes, which were cropped "
+                "around the atrium; a --roi around it keeps false structures out"
+            )
+    return list(dict.fromkeys(found))
+
+
+def _by(numbers: Sequence[float]) -> str:
+    return " x ".join(f"{number:.3g}" for number in numbers)
+
+
+def predict_scan(members: Sequence[Member], plan: Plan, device: torch.device) -> dict[str, np.ndarray]:
+    """Mean maps of all members on the grid of the scan: {"prob", "sdm"}, (W, H, D) float32.
+
+    Outside the box the probability is 0 and the signed distance 1.
+    """
+    total: dict[str, np.ndarray] = {}
+    for member in members:
+        image, placement = plan.images[member.preprocessing]
+        box = plan.seen_box(member)
+        for name, values in predict_volume(member.predictor, image[box], member.options, device).items():
+            seen = np.full(placement.shape, OUTSIDE[name], dtype=np.float32)
+            seen[box] = values
+            total[name] = total.get(name, 0) + placement.restore(seen) / len(members)
+    for name, values in total.items():
+        kept = values[plan.box].copy()
+        values.fill(OUTSIDE[name])
+        values[plan.box] = kept
+    return total
