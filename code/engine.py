@@ -59,7 +59,7 @@ class Engine:
         self.turns = method.turns()
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.amp == "fp16")
         self.preprocessing = preprocessing
-        self.typical_scan: dict[str, list[float]] | None = None  # of the training; what predict.py measures a scan by
+        self.typical_scan: dict[str, Any] | None = None  # of the training; what predict.py measures a scan by
         self.iteration = 0  # finished ones
         self.seconds = 0.0  # of training steps, over all resumptions
         self.peak_memory = 0.0  # GiB, the largest of the finished parts of a resumed run

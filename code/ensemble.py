@@ -2,7 +2,7 @@
 
 import math
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ SYMMETRIES: dict[str, tuple[Symmetry, ...]] = {
 PLANE = (2, 3)  # in-plane axes of (B, 1, W, H, D)
 
 MUCH_LARGER = 2.0  # times the voxels of a typical training volume; among the LA cases the largest has 1.5
+CUT_MEAN = 0.1  # mean that tells a part of a z-scored scan from all of it; the LA cases have 0.05 to 1.9
 OTHER_SPACING = 1.25  # ratio of voxel sizes that is worth a warning
 FEATURE_MAPS = 6  # at full resolution that a V-Net holds at once, measured
 FLOAT = 4  # bytes
@@ -83,7 +84,7 @@ class Member:
     options: Namespace
     predictor: Predictor
     preprocessing: Preprocessing
-    typical: dict[str, list[float]] | None  # `typical_scan` of its training; None for runs that did not store it
+    typical: dict[str, Any] | None  # `typical_scan` of its training; None for runs that did not store it
     iteration: int
 
     def settings(self) -> dict[str, Any]:
@@ -187,30 +188,38 @@ def memory_bytes(members: Sequence[Member], plan: Plan) -> tuple[int, int]:
 
 def doubts(members: Sequence[Member], plan: Plan) -> list[str]:
     """What speaks against a sound result, in sentences that name a remedy."""
-    found = []
-    for member in members:
-        _, placement = plan.images[member.preprocessing]
-        if orientation_of(placement.affine)[2] not in "IS":
-            found.append(
-                f"the third axis of the scan does not run between feet and head, as in {member.exp}'s training; "
-                "turn the scan, or train on scans prepared with --orientation"
-            )
-        if member.typical is None:
-            continue
-        spacing = np.linalg.norm(placement.affine[:3, :3], axis=0)
-        ratio = spacing / member.typical["spacing_mm"]
-        if max(ratio.max(), 1 / ratio.min()) > OTHER_SPACING:
-            found.append(
-                f"voxels of {_by(spacing)} mm, but {_by(member.typical['spacing_mm'])} mm in {member.exp}'s training; "
-                "resample the scan, or train on scans prepared with --spacing"
-            )
-        larger = math.prod(region.size_of(plan.seen_box(member))) / math.prod(member.typical["shape"])
-        if larger > MUCH_LARGER:
-            found.append(
-                f"the scan has {larger:.1f} times the voxels of {member.exp}'s training volumes, which were cropped "
-                "around the atrium; a --roi around it keeps false structures out"
-            )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(doubt for member in members for doubt in _doubts(member, plan)))
+
+
+def _doubts(member: Member, plan: Plan) -> Iterator[str]:
+    run, typical = f"run {member.exp}", member.typical
+    affine = plan.images[member.preprocessing][1].affine
+    if orientation_of(affine)[2] not in "IS":
+        yield (
+            f"the third axis of the scan does not run between feet and head, as in {run}'s training; turn the scan, "
+            "or train on scans prepared with --orientation"
+        )
+    if typical is None:
+        return
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    ratio = spacing / typical["spacing_mm"]
+    if max(ratio.max(), 1 / ratio.min()) > OTHER_SPACING:
+        yield (
+            f"voxels of {_by(spacing)} mm, but {_by(typical['spacing_mm'])} mm in {run}'s training; resample the scan, "
+            "or train on scans prepared with --spacing"
+        )
+    larger = math.prod(region.size_of(plan.seen_box(member))) / math.prod(typical["shape"])
+    whole = plan.box == region.whole(plan.scan.array.shape)
+    if larger > MUCH_LARGER:
+        yield (
+            f"the scan has {larger:.1f} times the voxels of {run}'s training volumes, which were cropped around the "
+            "atrium; a --roi around it keeps false structures out"
+        )
+    elif whole and member.preprocessing.normalise == "zscore" and abs(typical["mean"] or 0) > CUT_MEAN:
+        yield (
+            f"{run} was trained on parts of scans, z-scored before they were cut out, and this scan is no larger than "
+            "those; if it is a part, its intensities come out otherwise: give the whole scan and a --roi"
+        )
 
 
 def _by(numbers: Sequence[float]) -> str:

@@ -13,13 +13,11 @@ import sys
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from dataloaders import region
 from dataloaders.batch import available_memory
@@ -39,6 +37,7 @@ from ensemble import (
 )
 from inference import THRESHOLD
 from reporting.predictions import Predictions
+from reporting.progress import Progress
 from utils import options as flags
 from utils import runs
 from utils.device import pick_device, place
@@ -48,7 +47,6 @@ from utils.onnx_export import OPSET, export_onnx
 
 OF_THE_COMMAND = ("device", "gpu", "compile", "model_path", "post", "resume", "overwrite")  # not taken from training
 ONE_FILE = {".nii": "nii.gz", ".mhd": "mha"}  # formats that are written in another way than they are read
-WARM_UP = {"cpu": 0, "cuda": 1}  # groups of windows that say nothing about the pace
 FAILED = 1  # exit status if some scan could not be segmented
 MM3_PER_ML = 1000
 GIB = 2**30
@@ -138,14 +136,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     members = [_member(argv, asked, exp) for exp in dict.fromkeys(asked.exp)]
     if asked.export:
         return export(members, asked)
+    region.require_roi(asked.roi)
     scans = find_inputs(asked)
-    predictions = Predictions(
-        flags.repository_path(asked.output), settings(members, asked), asked.resume, asked.overwrite
-    )
-    outputs = {case: output_paths(predictions.folder, case, path, asked) for case, path in scans.items()}
+    device = on_device(members)
+    folder = flags.repository_path(asked.output)
+    predictions = Predictions(folder, settings(members, asked), asked.resume, asked.overwrite)
+    outputs = {case: output_paths(folder, case, path, asked) for case, path in scans.items()}
     predictions.claim(scans.values(), [path for paths in outputs.values() for path in paths.values()])
     todo = [case for case, path in scans.items() if not predictions.done(case, path, outputs[case]["mask"])]
-    device = on_device(members)
     if len(todo) < len(scans):
         print(f"{len(scans) - len(todo)} of {len(scans)} scans are segmented already")
     for number, case in enumerate(todo, start=1):
@@ -157,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"error: {row['error']}", file=sys.stderr)
         predictions.add(case, file=str(scans[case]), **row)
     failed = [case for case in scans if predictions.rows[case]["error"]]
-    print(f"{len(scans) - len(failed)} of {len(scans)} scans segmented: {predictions.folder / runs.PREDICTIONS_CSV}")
+    print(f"{len(scans) - len(failed)} of {len(scans)} scans segmented: {folder / runs.PREDICTIONS_CSV}")
     if failed:
         print(f"error: {len(failed)} scans failed ({', '.join(failed)}); see the column error", file=sys.stderr)
     return FAILED if failed else 0
@@ -255,35 +253,6 @@ def announce(members: Sequence[Member], plan: Plan, windows: int) -> None:
             f"the volumes of the scan need about {volumes / GIB:.1f} GiB of memory, of which "
             f"{available_memory() / GIB:.1f} are free; give a smaller --roi"
         )
-
-
-class Progress:
-    """A bar over the windows of a scan; says after the first ones how long all of them take."""
-
-    def __init__(self, windows: int, device: torch.device):
-        self.bar = tqdm(total=windows, unit="window", disable=None, dynamic_ncols=True, leave=False)
-        self.device, self.warm_up, self.start = device, WARM_UP[device.type], time.perf_counter()
-
-    def __call__(self, count: int) -> None:
-        """Note that `count` more windows are done."""
-        self.bar.update(count)
-        self.done += count
-        if self.warm_up < 0 or self.done >= self.bar.total:
-            return
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # else it would be the time of asking, not of computing
-        now = time.perf_counter()
-        if self.warm_up == 0:
-            left = (self.bar.total - self.done) * (now - self.start) / count
-            tqdm.write(f"  about {timedelta(seconds=round(left))} left")
-        self.warm_up, self.start = self.warm_up - 1, now
-
-    def __enter__(self) -> "Progress":
-        self.done = 0
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
 
 
 def touches_border(mask: np.ndarray) -> bool:

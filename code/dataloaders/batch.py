@@ -119,11 +119,18 @@ class CaseStore:
                 for _ in pool.map(partial(la_heart.read_label, self.root), labeled):
                     pass
 
-    def typical_scan(self) -> dict[str, list[float]]:
-        """Median `shape` (voxels, native) and `spacing_mm` of all cases, each along W, H, D."""
+    def typical_scan(self) -> dict[str, list[float] | float | None]:
+        """Medians over all cases: `shape` (voxels, native) and `spacing_mm` along W, H, D, and `mean` of the image.
+
+        The mean is 0 for scans that were z-scored as they are, another for parts of such scans; None without a cache.
+        """
         spacings = [la_heart.read_spacing(self.root, name) for name in self.native]
-        medians = {"shape": [*self.native.values()], "spacing_mm": spacings}
-        return {key: np.median(values, axis=0).tolist() for key, values in medians.items()}
+        means = [image.mean(dtype=np.float64) for image in self._images.values()]
+        return {
+            "shape": np.median([*self.native.values()], axis=0).tolist(),
+            "spacing_mm": np.median(spacings, axis=0).tolist(),
+            "mean": float(np.median(means)) if means else None,
+        }
 
     def _fits(self) -> bool:
         voxels = {name: math.prod(shape) for name, shape in self.shapes.items()}

@@ -16,15 +16,25 @@ ROUNDING = 1e-6  # voxels by which an edge may miss a whole number
 AXIS = re.compile(r"(\d*):(\d*)")
 
 
-def parse_roi(text: str, shape: Size) -> Box:
-    """The box that `x0:x1,y0:y1,z0:z1` names in a volume: voxels from 0, the end not included, a missing one the border.
+def require_roi(text: str) -> None:
+    """Refuse a text that --roi cannot mean in any scan."""
+    if text not in (FULL, CENTER):
+        _axes(text)
 
-    An unreadable text, and a box that is empty or leaves the volume, is an `InputError`.
-    """
+
+def _axes(text: str) -> list[re.Match]:
     axes = [AXIS.fullmatch(axis.strip()) for axis in text.split(",")]
     if len(axes) != 3 or None in axes:
         raise InputError(f"--roi {text} must be {FULL}, {CENTER} or x0:x1,y0:y1,z0:z1, in voxels of the input scan")
-    bounds = [(int(axis[1] or 0), int(axis[2] or length)) for axis, length in zip(axes, shape, strict=True)]
+    return axes
+
+
+def parse_roi(text: str, shape: Size) -> Box:
+    """The box that `x0:x1,y0:y1,z0:z1` names in a volume: voxels from 0, ends not included, a missing one the border.
+
+    An unreadable text, and a box that is empty or leaves the volume, is an `InputError`.
+    """
+    bounds = [(int(axis[1] or 0), int(axis[2] or length)) for axis, length in zip(_axes(text), shape, strict=True)]
     if any(not 0 <= a < b <= length for (a, b), length in zip(bounds, shape, strict=True)):
         size = " x ".join(map(str, shape))
         raise InputError(f"--roi {text} must lie in the scan of {size} voxels, each start before its end")

@@ -34,12 +34,11 @@ class Predictions:
         self._settings = settings
 
     def _require(self, settings: dict[str, Any]) -> None:
+        path = self.folder / runs.PREDICTIONS_JSON
         try:
-            made_with = json.loads((self.folder / runs.PREDICTIONS_JSON).read_text(encoding="utf-8"))
+            made_with = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise InputError(
-                f"{self.folder / runs.PREDICTIONS_JSON} cannot be read ({error}); give --overwrite"
-            ) from None
+            raise InputError(f"{path} cannot be read ({error}); give --overwrite or another --output") from None
         names = sorted({*settings, *made_with})
         if others := [name for name in names if made_with.get(name) != settings.get(name)]:
             raise InputError(
