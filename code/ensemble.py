@@ -54,11 +54,13 @@ class Predictor(nn.Module):
 
     def predict(self, image: Tensor, outputs: Iterable[str] | None = None) -> dict[str, Tensor]:
         """Args: image, (B, 1, W, H, D). Returns: {"prob": in [0, 1], "sdm": in [-1, 1]}, each of that shape."""
-        wanted = tuple(outputs or self.wanted)
-        views = [self._seen(image, wanted, *symmetry) for symmetry in self.symmetries]
-        means = {name: sum(view[name] for view in views) / len(views) for name in wanted}
+        maps = self._mean(image, tuple(outputs or self.wanted))
         self.on_windows(len(image))
-        return means
+        return maps
+
+    def _mean(self, image: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
+        views = [self._seen(image, wanted, *symmetry) for symmetry in self.symmetries]
+        return {name: torch.stack([view[name] for view in views]).mean(dim=0) for name in wanted}
 
     def _seen(self, image: Tensor, wanted: Sequence[str], turns: int, flip: int | None) -> dict[str, Tensor]:
         """The maps of the turned image, turned back."""
@@ -72,8 +74,8 @@ class Predictor(nn.Module):
         return {name: torch.rot90(x.flip(axes), -turns, PLANE) if turns or axes else x for name, x in maps.items()}
 
     def forward(self, image: Tensor) -> Tensor:
-        """Probability of patches, (B, 1, W, H, D)."""
-        return self.predict(image, (PROB,))[PROB]
+        """Probability of patches, (B, 1, W, H, D), and nothing else: what is exported."""
+        return self._mean(image, (PROB,))[PROB]
 
 
 @dataclass
@@ -212,8 +214,8 @@ def _doubts(member: Member, plan: Plan) -> Iterator[str]:
     whole = plan.box == region.whole(plan.scan.array.shape)
     if larger > MUCH_LARGER:
         yield (
-            f"the scan has {larger:.1f} times the voxels of {run}'s training volumes, which were cropped around the "
-            "atrium; a --roi around it keeps false structures out"
+            f"the scan has {larger:.1f} times the voxels of {run}'s training volumes (of the LA set: crops around the "
+            "atrium); a --roi around the structure keeps false ones out"
         )
     elif whole and member.preprocessing.normalise == "zscore" and abs(typical["mean"] or 0) > CUT_MEAN:
         yield (

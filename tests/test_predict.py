@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import onnxruntime
 import pytest
 import SimpleITK as sitk
 import torch
@@ -500,3 +501,31 @@ def test_refusals(make_run, tmp_path, capsys):
     assert "--stride_xy 0 must be at least 1" in refused(capsys, *here, "a", "--stride_xy", "0")
     assert "leave gaps" in rows_of(run(folder, scan, tmp_path / "gaps", "--stride_z", "33", status=1))["heart"]["error"]
     assert not (tmp_path / "out").exists()
+
+
+# --- ONNX
+
+
+def test_an_exported_network_says_how_to_use_it(make_run, tmp_path, capsys):
+    folder, path = make_run(preprocessing={"spacing_mm": [1.0, 1.0, 2.0]}, level=0.5), tmp_path / "x" / "a.onnx"
+    argv = ["--exp", "a", "--model_path", str(folder.parent), "--head", "dark", "--export", str(path)]
+    assert predict.main(argv) == 0
+    assert "opset 18; on a random patch onnxruntime differs from PyTorch by" in capsys.readouterr().out
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    image = np.random.default_rng(0).normal(size=(2, 1, 32, 48, 32)).astype(np.float32)
+    (dark,) = session.run(None, {"image": image})
+    np.testing.assert_allclose(dark, 1 / (1 + np.exp(4 * (image - 0.5))), atol=1e-5)
+    said = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    assert said["preprocessing"]["spacing_mm"] == [1.0, 1.0, 2.0] and said["preprocessing"]["normalise"] == "zscore"
+    assert (said["patch_size"], said["stride_xy"], said["scale"]) == ([32, 32, 32], 16, 1.0)
+    assert (said["head"], said["threshold"]) == ("dark", 0.5) and "Not for clinical use" in said["notice"]
+
+
+def test_refusals_of_an_export(make_run, tmp_path, capsys):
+    make_run("a"), make_run("b")
+    (tmp_path / "a.onnx").write_text("mine")
+    argv = ["--model_path", str(tmp_path / "model"), "--export", str(tmp_path / "a.onnx"), "--exp"]
+    assert "exists; give --overwrite" in refused(capsys, *argv, "b")
+    assert "one run; name one with --exp" in refused(capsys, *argv, "a", "b")
+    assert "must end in .onnx" in refused(capsys, *argv, "b", "--export", "b.pt")
+    assert (tmp_path / "a.onnx").read_text() == "mine"
