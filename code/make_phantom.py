@@ -5,25 +5,23 @@ brightness, seen through partial volume, an uneven coil field and noise. Arrays 
 """
 
 import argparse
-import io
 import json
 import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
-from dataloaders.la_heart import IMAGE_KEY, LABEL_KEY, SPACING_KEY, case_path
+from dataloaders.la_heart import SPACING_KEY, case_path, write_case, write_list
 from utils.errors import InputError, run_script
 from utils.metrics import largest_component
-from utils.options import HelpFormatter, repository_path
+from utils.options import LISTS, HelpFormatter, repository_path
 
-MANIFEST, LISTS = "phantom.json", ("train.list", "test.list")
+MANIFEST = "phantom.json"
 VERSION = 1  # of the recipe below: raise it with whatever changes an array
 MIN_SIDE = 16  # voxels; below, veins and walls vanish
 FIELD_MM = 87.2  # cube root of the imaged volume: 96 x 96 x 72 mm, as in the released scans (119 x 91 x 55)
@@ -284,15 +282,9 @@ def write_cases(folder: Path, wanted: dict) -> None:
     ids = wanted[LISTS[0]] + wanted[LISTS[1]]
     for index, case in enumerate(tqdm(ids, desc="phantom", disable=None)):  # None: only on a terminal
         image, label = make_case(wanted["seed"], index, tuple(wanted["shape"]))
-        buffer = io.BytesIO()  # a full disk must fail in Python's own write, not within the HDF5 library
-        with h5py.File(buffer, "w") as file:
-            file.create_dataset(IMAGE_KEY, data=image, compression="gzip")
-            file.create_dataset(LABEL_KEY, data=label, compression="gzip")
-            file.attrs[SPACING_KEY] = (spacing_of(wanted["shape"]),) * 3
-        case_path(folder, case).parent.mkdir(parents=True)
-        case_path(folder, case).write_bytes(buffer.getvalue())
+        write_case(folder, case, image, label, {SPACING_KEY: (spacing_of(wanted["shape"]),) * 3})
     for name in LISTS:
-        (folder / name).write_text("".join(f"{case}\n" for case in wanted[name]))
+        write_list(folder / name, wanted[name])
     (folder / MANIFEST).write_text(json.dumps(wanted) + "\n")
 
 

@@ -136,30 +136,30 @@ def score_case(
     """All outputs of one case, with and without the component filter."""
     root = flags.repository_path(options.root_path)
     image, label = la_heart.read_image(root, case), la_heart.read_label(root, case)
-    spacing = la_heart.read_spacing(root, case)
+    geometry = la_heart.read_geometry(root, case)
     probs = predict_volume(method, image, options, device)
     scores = []
     for output, prob in probs.items():
         for post, clean in POSTS.items():
             mask = clean(prob > THRESHOLD)
-            values = evaluate(mask, label, spacing, options.eval_empty)
+            values = evaluate(mask, label, geometry[0], options.eval_empty)
             if options.verify_metrics:
-                verify_against_medpy(values, mask, label, spacing)
+                verify_against_medpy(values, mask, label, geometry[0])
             scores.append({"case": case, "head": output, "post": post, **values})
             if (output, post) == (head, options.post):
-                write_case(folder, case, image, label, mask, spacing, scores[-1], options.skip)
+                write_case(folder, case, image, label, mask, geometry, scores[-1], options.skip)
     return scores
 
 
-def write_case(folder, case, image, label, mask, spacing, score: Score, skip: Sequence[str]) -> None:
+def write_case(folder, case, image, label, mask, geometry, score: Score, skip: Sequence[str]) -> None:
     """The reported prediction as NIfTI and as a picture."""
     if "predictions" not in skip:
         (folder / runs.PREDICTIONS).mkdir(exist_ok=True)
-        write_nifti(folder / runs.PREDICTIONS / f"{case}.nii.gz", mask, spacing)
+        write_nifti(folder / runs.PREDICTIONS / f"{case}.nii.gz", mask, *geometry)
     if "figures" not in skip:
         (folder / runs.FIGURES).mkdir(exist_ok=True)
         title = f"{case}\nDice {100 * score['dice']:.1f} %, 95HD {score['hd95_vox']:.1f} voxels"
-        case_figure(image, label, {"prediction": mask}, folder / runs.FIGURES / f"{case}.png", title, spacing)
+        case_figure(image, label, {"prediction": mask}, folder / runs.FIGURES / f"{case}.png", title, geometry[0])
 
 
 def write_scores(

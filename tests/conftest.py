@@ -7,8 +7,11 @@ from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
+from scipy.spatial.transform import Rotation
 
 from dataloaders.batch import Batch
 from train import parse_options
@@ -107,6 +110,46 @@ def phantom(tmp_path_factory) -> Path:
     flags = ["--train", "6", "--test", "2", "--shape", "40", "36", "32"]
     assert main(["--dest", str(folder), "--overwrite", *flags]) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def raw_scans(tmp_path_factory) -> Path:
+    """Scans as a scanner leaves them: images/ (6) and labels/ (4) of int16 and uint8, in three formats and on grids of
+    other spacing, position and rotation. The label is 1 below the middle of the body and 2 above.
+    """
+    from make_phantom import make_case
+
+    root = tmp_path_factory.mktemp("raw")
+    for folder in ("images", "labels"):
+        (root / folder).mkdir()
+    for index, suffix in enumerate((".nii.gz", ".nrrd", ".mha", ".nii.gz", ".nrrd", ".nii.gz")):
+        image, label = make_case(7, index, (34, 32, 30))
+        label = label * np.where(np.arange(label.shape[2]) < label.shape[2] // 2, 1, 2).astype(np.uint8)
+        turn = Rotation.from_euler("zxy", [8 * index, 15, -5], degrees=True).as_matrix()
+        for folder, array in (("images", (300 + 100 * image).astype(np.int16)), ("labels", label)):
+            if folder == "images" or index < 4:
+                scan = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
+                scan.SetSpacing((2.0, 2.0, 2.0 + index / 4))
+                scan.SetOrigin((10.0 * index, -20.0, 30.0))
+                scan.SetDirection(turn.ravel().tolist())
+                sitk.WriteImage(scan, str(root / folder / f"scan{index}{suffix}"))
+    return root
+
+
+@pytest.fixture(scope="session")
+def challenge(tmp_path_factory) -> Path:
+    """Four case folders as the 2018 challenge has them, flat ones, with a block of 41 x 31 x 4 voxels as atrium."""
+    root = tmp_path_factory.mktemp("challenge")
+    for index, case in enumerate(("A0", "B1", "C2", "D3")):
+        (root / case).mkdir()
+        label = np.zeros((150, 140, 6), np.uint8)
+        label[50:91, 60 + index : 91 + index, 1:5] = 255
+        noise = np.random.default_rng(index).integers(0, 60, label.shape)
+        for name, array in (("lgemri", (40 * (label > 0) + noise).astype(np.uint8)), ("laendo", label)):
+            scan = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
+            scan.SetSpacing((0.625, 0.625, 1.25))
+            sitk.WriteImage(scan, str(root / case / f"{name}.nrrd"), useCompression=True)
+    return root
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The README holds what it says: its commands run, in order, and its example is a complete ninth method."""
+"""README and docs hold what they say: commands run, in order, and the example is a complete ninth method."""
 
 import importlib
 import re
@@ -10,43 +10,56 @@ import pytest
 
 from methods import METHODS
 from train import main as train
+from utils import options
 
 README = Path(__file__).resolve().parents[1] / "README.md"
+DOCS = sorted((README.parent / "docs").glob("*.md"))
 SHORT = {  # what makes a command small enough for a test; the last of two equal flags wins
-    "train": "--labelnum 2 --patch_size 32 32 32 --n_filters 8 --max_iterations 2 --scale 1 --num_workers 0 --amp off",
-    "test_LA": "--stride_xy 32 --stride_z 32",
+    "train": "--labelnum 2 --patch_size 32 32 32 --n_filters 2 --max_iterations 2 --scale 1 --num_workers 0 --amp off "
+    "--device cpu --image_every 0",
+    "test_LA": "--stride_xy 32 --stride_z 32 --device cpu --skip figures",
     "check_data": "--labelnum 2",
 }
 SHORT["train_dtml"] = SHORT["train"]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+def blocks(language: str, page: Path = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
-def commands() -> list[list[str]]:
-    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+def commands(page: Path = README) -> list[list[str]]:
+    lines = "\n".join(blocks("bash", page)).replace("\\\n", " ").splitlines()
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("python code/")]
 
 
+PAGES = [page for page in [README, *DOCS] if commands(page)]
+
+
 @pytest.fixture
-def scans(phantom, tmp_path) -> Path:
-    """The phantom data set with the lists that the commands ask for."""
-    folder = shutil.copytree(phantom, tmp_path / "LA")
+def repository(phantom, raw_scans, challenge, tmp_path, monkeypatch) -> Path:
+    """Where relative paths of the commands start: a folder with the data sets that the pages speak of."""
+    scans = shutil.copytree(phantom, tmp_path / "data" / "LA")
     for name in ("train", "test"):
-        shutil.copy(folder / f"{name}.list", folder / f"dev_{name}.list")
-    return folder
+        shutil.copy(scans / f"{name}.list", scans / f"dev_{name}.list")
+    shutil.copytree(raw_scans, tmp_path / "raw")
+    shutil.copytree(challenge, tmp_path / "raw" / "challenge")
+    monkeypatch.setattr(options, "REPOSITORY", tmp_path)
+    return tmp_path
 
 
-def test_every_command_runs_in_order(scans, tmp_path):
-    assert len(commands()) >= 5
-    for script, *flags in commands():
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_runs_in_order(page, repository):
+    for table in blocks("csv", page):
+        (repository / "raw" / "scans.csv").write_text(table)
+    for script, *flags in commands(page):
         name = Path(script).stem
-        where = ["--root_path", str(scans)]
-        if name != "check_data":
-            where += ["--model_path", str(tmp_path / "model"), "--device", "cpu"]
-        status = importlib.import_module(name).main([*flags, *SHORT[name].split(), *where])
+        status = importlib.import_module(name).main([*flags, *SHORT.get(name, "").split()])
         assert not status, f"{script} {flags} ended with {status}"
+
+
+def test_pages_with_commands_are_found():
+    assert {page.stem for page in PAGES} >= {"README", "own_data"}
+    assert len(commands(README)) >= 5
 
 
 def test_every_make_target_exists():
@@ -56,18 +69,18 @@ def test_every_make_target_exists():
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
 
 
-def test_every_link_into_the_repository_leads_somewhere():
-    links = re.findall(r"\]\((?!https?://)([^)#]+)\)", README.read_text(encoding="utf-8"))
-    assert links
-    assert [link for link in links if not (README.parent / link).exists()] == []
+@pytest.mark.parametrize("page", [README, *DOCS], ids=lambda page: page.stem)
+def test_every_link_into_the_repository_leads_somewhere(page):
+    links = re.findall(r"\]\((?!https?://)([^)#]+)\)", page.read_text(encoding="utf-8"))
+    assert links or page != README
+    assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-def test_the_example_method_trains(scans, tmp_path, monkeypatch):
+def test_the_example_method_trains(repository, monkeypatch):
     (example,) = blocks("python")
     namespace: dict = {}
     exec(example, namespace)  # noqa: S102  the example as it is printed
     monkeypatch.setitem(METHODS, "mean_teacher", namespace["MeanTeacher"])
     flags = ["--method", "mean_teacher", "--ema_decay", "0.9", "--preset", "demo", *SHORT["train"].split()]
-    where = ["--root_path", str(scans), "--model_path", str(tmp_path / "model"), "--exp", "ninth", "--device", "cpu"]
-    assert train([*flags, *where]) == 0
-    assert (tmp_path / "model" / "ninth" / "last.pth").exists()
+    assert train([*flags, "--root_path", "data/LA", "--exp", "ninth"]) == 0
+    assert (repository / "model" / "ninth" / "last.pth").exists()

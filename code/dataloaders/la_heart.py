@@ -1,22 +1,30 @@
-"""Left-atrium data on disk: from a list file to the arrays of its cases. Open, read, close, nothing else.
+"""Left-atrium data on disk: from a list file to the arrays of its cases, and the writing of both.
 
 Layout: `<root>/<case>/mri_norm2.h5` with the data sets `image` (float32) and `label` (uint8, 1 = left
-atrium), both (W, H, D). A fault is one sentence that names the file, the data set and what mends it.
+atrium), both (W, H, D). Attributes, all optional: `spacing_mm`, `origin_mm` and `direction`, the geometry in ITK's
+terms (LPS; the direction as 9 numbers row by row). A fault is one sentence that names the file, the data set and what
+mends it.
 """
 
-from collections.abc import Iterator, Sequence
+import io
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
 from utils.errors import InputError
+from utils.runs import atomic, writing
 
 CASE_FILE = "mri_norm2.h5"
 IMAGE_KEY = "image"
 LABEL_KEY = "label"
 SPACING_KEY = "spacing_mm"
+ORIGIN_KEY = "origin_mm"
+DIRECTION_KEY = "direction"
+DEST = "--dest"  # the flag by which scripts that write a data folder name it
 SPACING_MM = (0.625, 0.625, 0.625)  # of the 2018 Atrial Segmentation Challenge; its files do not carry it
 
 _DTYPES = {IMAGE_KEY: np.float32, LABEL_KEY: np.uint8}
@@ -50,6 +58,12 @@ def scan_list(path: Path, flag: str) -> tuple[list[str], list[str]]:
     if not cases:
         faults = [f"list file {path} names no case; write one case id per line, or name another {flag}"]
     return cases, faults
+
+
+def write_list(path: Path, cases: Sequence[str]) -> None:
+    """A list file that `read_list` reads, whole or not at all."""
+    with atomic(path, DEST) as temporary:
+        temporary.write_text("".join(f"{case}\n" for case in cases), encoding="utf-8")
 
 
 def case_path(root: Path, case: str) -> Path:
@@ -93,19 +107,54 @@ def read_shape(root: Path, case: str) -> tuple[int, int, int]:
 
 def read_spacing(root: Path, case: str) -> tuple[float, float, float]:
     """Voxel size along W, H, D in mm: the file's attribute `spacing_mm`, or else the challenge's 0.625."""
+    spacing = _attribute(root, case, SPACING_KEY, SPACING_MM)
+    if min(spacing) <= 0:
+        raise _unsound(root, case, SPACING_KEY, spacing, "three positive numbers")
+    return spacing
+
+
+def read_geometry(root: Path, case: str) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
+    """Spacing, origin and direction as `reporting.nifti.write_nifti` takes them; LPS axes from 0 unless stored."""
+    origin = _attribute(root, case, ORIGIN_KEY, (0.0, 0.0, 0.0))
+    direction = _attribute(root, case, DIRECTION_KEY, tuple(np.eye(3).ravel().tolist()))
+    axes = np.reshape(direction, (3, 3))
+    if not np.allclose(np.linalg.norm(axes, axis=0), 1, atol=1e-3) or abs(np.linalg.det(axes)) < 1e-3:
+        raise _unsound(root, case, DIRECTION_KEY, direction, "three independent unit columns")
+    return read_spacing(root, case), origin, direction
+
+
+def _attribute(root: Path, case: str, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
+    """An attribute of as many finite numbers as the default has."""
     with _opened(root, case) as file:
-        if SPACING_KEY not in file.attrs:
-            return SPACING_MM
-        stored = file.attrs[SPACING_KEY]
+        stored = file.attrs.get(key, default)
     try:
-        spacing = np.asarray(stored, dtype=np.float64)
+        values = np.asarray(stored, dtype=np.float64)
     except (TypeError, ValueError):
-        spacing = np.empty(0)
-    if spacing.shape != (3,) or not np.all(np.isfinite(spacing) & (spacing > 0)):
-        raise InputError(
-            f"{case_path(root, case)}: attribute '{SPACING_KEY}' is {stored!r}; write three positive numbers"
-        )
-    return tuple(spacing.tolist())
+        values = np.empty(0)
+    if values.shape != (len(default),) or not np.isfinite(values).all():
+        raise _unsound(root, case, key, stored, f"{len(default)} finite numbers")
+    return tuple(values.tolist())
+
+
+def _unsound(root: Path, case: str, key: str, stored: Any, rule: str) -> InputError:
+    return InputError(f"{case_path(root, case)}: attribute '{key}' is {stored!r}; write {rule}")
+
+
+def write_case(
+    root: Path, case: str, image: np.ndarray, label: np.ndarray | None, attributes: Mapping[str, Any]
+) -> None:
+    """Write one case, whole or not at all; its folder is made. The label may be missing, the attributes go along."""
+    buffer = io.BytesIO()  # a full disk must fail in Python's own write, not within the HDF5 library
+    with h5py.File(buffer, "w") as file:
+        for key, array in ((IMAGE_KEY, image), (LABEL_KEY, label)):
+            if array is not None:
+                file.create_dataset(key, data=array.astype(_DTYPES[key]), compression="gzip")
+        file.attrs.update(attributes)
+    path = case_path(root, case)
+    with writing(path, DEST):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path, DEST) as temporary:
+        temporary.write_bytes(buffer.getvalue())
 
 
 def has_label(root: Path, case: str) -> bool:
@@ -123,7 +172,7 @@ def find_faults(root: Path, case: str, expect_label: bool = True) -> list[str]:
     try:
         if expect_label or has_label(root, case):
             faults += _load(root, case, LABEL_KEY)[1]
-        read_spacing(root, case)
+        read_geometry(root, case)
     except InputError as error:
         faults.append(str(error))
     return list(dict.fromkeys(faults))  # a file that does not open says so once
@@ -155,7 +204,8 @@ def _dataset(file: h5py.File, key: str) -> h5py.Dataset:
     data = file.get(key)  # None where the name is missing, or what it points to is damaged
     if not isinstance(data, h5py.Dataset):
         found = ", ".join(file) or "nothing"
-        raise InputError(f"{file.filename} holds no data set '{key}' (found: {found}); write the case again")
+        mend = "write the case again" + (", or lower --labelnum" if key == LABEL_KEY else "")
+        raise InputError(f"{file.filename} holds no data set '{key}' (found: {found}); {mend}")
     if data.ndim != 3 or 0 in data.shape:
         raise InputError(f"{file.filename}: '{key}' has shape {data.shape}; it must be a volume (W, H, D)")
     if data.dtype.kind not in "fiub":

@@ -17,6 +17,7 @@ from utils.errors import InputError
 from utils.schedules import RAMP_UNIT
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+LISTS = ("train.list", "test.list")  # in a data folder; those of another --split have its name before theirs
 PAPER_ITERATIONS = 6000  # what schedule lengths are fractions of
 LR_STEP_FRACTION = 2500 / PAPER_ITERATIONS
 SAVE_FRACTION = 1000 / PAPER_ITERATIONS
@@ -367,8 +368,11 @@ def list_paths(options: Namespace) -> tuple[Path, Path]:
     """The training and the test list that --split, --train_list and --test_list pick."""
     prefix = "" if options.split == "official" else f"{options.split}_"
     root = repository_path(options.root_path)
-    names = (options.train_list, f"{prefix}train.list"), (options.test_list, f"{prefix}test.list")
-    return tuple(repository_path(given) if given else root / default for given, default in names)
+    named = (options.train_list, options.test_list)
+    return tuple(
+        repository_path(given) if given else root / f"{prefix}{default}"
+        for given, default in zip(named, LISTS, strict=True)
+    )
 
 
 def parse_in_two_strides(

@@ -105,18 +105,18 @@ def existing_run(model_path: str, exp: str) -> Path:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Whatever keeps `path` from being written becomes an `InputError` that names it."""
+def writing(path: Path, flag: str = "--model_path") -> Iterator[None]:
+    """Whatever keeps `path` from being written becomes an `InputError` that names it, and the flag of its place."""
     try:
         yield
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; make room or see --model_path") from error
+        raise InputError(f"cannot write {path}: {error.strerror or error}; make room or see {flag}") from error
 
 
 @contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
+def atomic(path: Path, flag: str = "--model_path") -> Iterator[Path]:
     """A temporary path beside `path` that takes its place once everything is on the disk, or vanishes."""
-    with writing(path):
+    with writing(path, flag):
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
         os.close(handle)
         temporary = Path(name)
@@ -131,10 +131,10 @@ def atomic(path: Path) -> Iterator[Path]:
                 temporary.unlink()
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, flag: str = "--model_path") -> None:
     """Strict JSON, whole or not at all; NaN and infinity are a ValueError."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    with atomic(path) as temporary:
+    with atomic(path, flag) as temporary:
         temporary.write_text(text)
 
 

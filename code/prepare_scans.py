@@ -1,0 +1,243 @@
+"""Scans of any data set (NIfTI, NRRD, MetaImage, DICOM series) -> the HDF5 cases and lists that training reads.
+
+Every scan is normalised over the whole of it and, if asked for, turned and resampled; the recipe lies beside the cases
+in preprocessing.json, and a run that is trained on them carries it along. A scan without label is an unlabeled case.
+Re-running changes nothing, an interrupted run continues, and a broken scan is reported and left out (exit status 1).
+"""
+
+import argparse
+import csv
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from dataloaders.la_heart import DEST, read_list, write_list
+from dataloaders.prepare import Outcome, Recipe, Source, prepare_folder, report
+from dataloaders.preprocess import NORMALISATIONS, Preprocessing
+from dataloaders.scans import case_id, find_scans
+from utils.errors import InputError, run_script
+from utils.options import LISTS, HelpFormatter, repository_path
+
+COLUMNS = ("image", "label", "id", "split")
+PARTS = ("train", "test")  # what the column `split` may say
+RULE = Preprocessing()  # the default: that of the published left-atrium files
+
+
+def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
+    scans = parser.add_argument_group("scans").add_argument
+    scans(
+        "--images",
+        required=True,
+        help="folder of scans (files, or sub-folders of one DICOM series each); or a CSV file with the column image "
+        "and, where wanted, label, id and split (train or test), whose paths start at its own folder",
+    )
+    scans("--labels", help="folder of the labels, named like their scans (default: the CSV's, or none)")
+    scans("--dest", required=True, help="folder to write; a relative one starts at the repository")
+    scans("--foreground", type=values, metavar="V,V", help="label values that are foreground (default: all but 0)")
+    scans("--overwrite", action="store_true", help="write everything again, whatever the settings of what is there")
+    recipe = parser.add_argument_group("preprocessing").add_argument
+    recipe("--spacing_mm", type=float, nargs=3, metavar=("X", "Y", "Z"), help="resample to it (default: as scanned)")
+    recipe(
+        "--normalise",
+        choices=NORMALISATIONS,
+        default=RULE.normalise,
+        help="zscore: mean 0 and sd 1 over the whole scan; percentile: clip at --percentiles, which become 0 and 1",
+    )
+    recipe(
+        "--percentiles", type=float, nargs=2, default=list(RULE.percentiles), metavar=("LOW", "HIGH"), help="in percent"
+    )
+    recipe(
+        "--orientation",
+        help="turn the axes to run that way, e.g. LPS or RAS; give it where scans differ (default: as scanned)",
+    )
+    lists = parser.add_argument_group("lists").add_argument
+    lists(
+        "--test_fraction",
+        type=float,
+        default=0.2,
+        help="share of the labeled cases that test.list gets, by lot; 0 for no such list; a column split overrules it",
+    )
+    lists(
+        "--folds",
+        type=int,
+        default=0,
+        metavar="K",
+        help="write fold0_train.list, fold0_test.list and so on over the labeled cases of train.list; 0 for none",
+    )
+    lists("--seed", type=int, default=1337, help="of the lot")
+    return check(parser.parse_args(argv))
+
+
+def values(text: str) -> tuple[int, ...]:
+    """Label values as the command line gives them: "1,2"."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} must be whole numbers, separated by commas") from None
+
+
+def check(options: argparse.Namespace) -> argparse.Namespace:
+    """The options, or what is wrong with them."""
+    if not 0 <= options.test_fraction < 1:
+        raise InputError(f"--test_fraction {options.test_fraction} must be in [0, 1)")
+    if options.folds == 1 or options.folds < 0:
+        raise InputError(f"--folds {options.folds} must be 0, or at least 2")
+    if options.seed < 0:
+        raise InputError(f"--seed {options.seed} must be at least 0")
+    return options
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write cases, lists, manifest and preprocessing.json; 1 if a scan was left out, else 0."""
+    options = parse_options(argv)
+    dest, recipe = repository_path(options.dest), recipe_of(options)
+    sources, parts = find_sources(options)
+    split = {"seed": options.seed, "folds": options.folds}
+    split |= {"split": parts} if parts else {"test_fraction": options.test_fraction}
+
+    check_lists(draw_lists([source.case for source in sources if source.label], [], parts, options), options.folds)
+
+    def write_lists(outcome: Outcome) -> None:
+        lists = draw_lists(outcome.labeled, outcome.unlabeled, parts, options)
+        for name, cases in lists.items():
+            if outcome.changed or not (dest / name).exists():
+                write_list(dest / name, cases)
+        for path in {*dest.glob("fold*.list"), *(dest / name for name in LISTS)}:
+            if path.name not in lists:  # of an earlier split
+                path.unlink(missing_ok=True)
+
+    outcome = prepare_folder(dest, sources, recipe, options.overwrite, write_lists, split)
+    for line in [*report(dest, outcome), *remarks(dest, outcome, recipe.preprocessing)]:
+        print(line)
+    return 1 if outcome.faults else 0
+
+
+def recipe_of(options: argparse.Namespace) -> Recipe:
+    """What is done to each scan."""
+    rule = Preprocessing(
+        tuple(options.spacing_mm) if options.spacing_mm else None,
+        options.normalise,
+        tuple(options.percentiles),
+        options.orientation,
+    )
+    settings = {"script": "prepare_scans", **rule.as_record(), "foreground": options.foreground}
+    return Recipe(rule, settings, options.foreground)
+
+
+# --- which scans
+
+
+def find_sources(options: argparse.Namespace) -> tuple[list[Source], dict[str, str]]:
+    """The scans, sorted by case id, and the part that the column `split` gives each; {} without that column."""
+    images = repository_path(options.images)
+    if images.is_file():
+        if options.labels:
+            raise InputError(f"--labels goes with a folder of images; {images} names its labels in the column label")
+        sources, parts = read_table(images)
+    else:
+        sources, parts = pair(find_scans(images), images, options.labels), {}
+    if not any(source.label for source in sources):
+        raise InputError("no scan has a label; give --labels, or a column label in the CSV of --images")
+    return sorted(sources, key=lambda source: source.case), parts
+
+
+def pair(scans: dict[str, Path], images: Path, folder: str | None) -> list[Source]:
+    """Scans and labels of one name; a label without a scan is an error, for then the names do not fit."""
+    labels = find_scans(repository_path(folder)) if folder else {}
+    if alone := sorted(set(labels) - set(scans)):
+        raise InputError(
+            f"{len(alone)} of {len(labels)} labels have no scan of their name in {images}, {labels[alone[0]]} the "
+            "first; name both alike, or give --images a CSV file"
+        )
+    return [Source(case, path, labels.get(case)) for case, path in scans.items()]
+
+
+def read_table(path: Path) -> tuple[list[Source], dict[str, str]]:
+    """The rows of a CSV file; an empty label is an unlabeled scan."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns, rows = reader.fieldnames or [], list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read as CSV ({error}); see --images") from error
+    if "image" not in columns or set(columns) - set(COLUMNS) or not rows:
+        raise InputError(
+            f"{path} has {len(rows)} rows of the columns {', '.join(columns) or '(none)'}; it needs rows with image, "
+            f"and may have {', '.join(COLUMNS[1:])}"
+        )
+    sources, parts = {}, {}
+    for number, row in enumerate(rows, start=2):
+        row = {key: (row.get(key) or "").strip() for key in COLUMNS}
+        image, label = path.parent / row["image"], path.parent / row["label"] if row["label"] else None
+        case = row["id"] or case_id(image) or image.name
+        fault = _row_fault(row, case, case in sources)
+        if fault:
+            raise InputError(f"{path}, line {number}: {fault}")
+        sources[case] = Source(case, image, label)
+        if "split" in columns:
+            parts[case] = row["split"]
+    return list(sources.values()), parts
+
+
+def _row_fault(row: dict[str, str], case: str, known: bool) -> str | None:
+    if not row["image"]:
+        return "the image is missing"
+    if case.startswith(".") or set(case) & set("/\\\n"):
+        return f"the id {case} cannot name a folder"
+    if known:
+        return f"the id {case} stands there twice; give each row its own id"
+    if row["split"] not in ("", *PARTS):
+        return f"split is {row['split']}; write train or test, or leave it empty for train"
+    return f"case {case} is to be tested and has no label" if row["split"] == "test" and not row["label"] else None
+
+
+# --- lists
+
+
+def draw_lists(
+    labeled: list[str], unlabeled: list[str], parts: dict[str, str], options: argparse.Namespace
+) -> dict[str, list[str]]:
+    """The list files by name: labeled cases in random order, then, in training lists, the unlabeled ones.
+
+    The order is a function of (--seed, case id), so that a new case leaves most others where they are.
+    """
+    drawn = sorted(labeled, key=lambda case: hashlib.sha256(f"{options.seed} {case}".encode()).digest())
+    share = math.ceil(options.test_fraction * len(drawn))
+    test = [case for case in drawn if parts[case] == "test"] if parts else drawn[:share]
+    train = [case for case in drawn if case not in set(test)]
+    lists = {LISTS[0]: [*train, *unlabeled], LISTS[1]: test}
+    for fold in range(options.folds):
+        held = train[fold :: options.folds]
+        lists[f"fold{fold}_{LISTS[0]}"] = [case for case in train if case not in set(held)] + unlabeled
+        lists[f"fold{fold}_{LISTS[1]}"] = held
+    return {name: cases for name, cases in lists.items() if cases}
+
+
+def check_lists(lists: dict[str, list[str]], folds: int) -> None:
+    """Refuse lists, of the labeled cases alone, that nothing can be trained with."""
+    train = lists.get(LISTS[0], [])
+    if not train:
+        raise InputError("no labeled case is left for training; lower --test_fraction, or see the column split")
+    if folds > len(train):
+        raise InputError(f"--folds {folds} needs as many labeled training cases; there are {len(train)}")
+
+
+def remarks(dest: Path, outcome: Outcome, rule: Preprocessing) -> Iterator[str]:
+    """Lines about what a user should know before training."""
+    ways = Counter(record["orientation"] for record in outcome.cases.values()).most_common()
+    if len(ways) > 1 and rule.orientation is None:
+        counts = ", ".join(f"{way} {count}" for way, count in ways)
+        yield f"the axes of the scans run in different ways ({counts}); --orientation {ways[0][0]} turns them alike"
+    path = dest / LISTS[0]
+    if path.exists():
+        train = read_list(path, DEST)
+        labeled = len(set(train) & set(outcome.labeled))
+        yield f"{path}: {labeled} labeled cases (--labelnum {labeled} or fewer), then {len(train) - labeled} unlabeled"
+
+
+if __name__ == "__main__":
+    run_script(main)

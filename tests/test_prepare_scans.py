@@ -1,0 +1,249 @@
+"""The command line from raw scans to a data folder, and from there to a tested model."""
+
+import csv
+import json
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import check_data
+import prepare_scans
+import test_LA
+import train
+from dataloaders import la_heart
+from dataloaders.la_heart import read_list
+from dataloaders.preprocess import Preprocessing
+from dataloaders.scans import find_scans, read_scan
+from utils import runs
+from utils.errors import BAD_INPUT, InputError, run_script
+
+SHORT = "--preset demo --patch_size 32 32 32 --n_filters 2 --batch_size 2 --max_iterations 2 --labelnum 3 --exp run"
+
+
+@pytest.fixture
+def raw(raw_scans, tmp_path):
+    """A copy of the raw scans that a test may damage."""
+    return shutil.copytree(raw_scans, tmp_path / "raw")
+
+
+@pytest.fixture
+def command(raw, tmp_path):
+    """A command line over the raw scans; the last of two equal flags wins."""
+
+    def build(*flags) -> list[str]:
+        where = ["--images", raw / "images", "--labels", raw / "labels", "--dest", tmp_path / "out"]
+        return [*map(str, where), *map(str, flags)]
+
+    return build
+
+
+def lists_in(dest) -> dict[str, list[str]]:
+    return {path.name: read_list(path, "") for path in sorted(dest.glob("*.list"))}
+
+
+def test_from_raw_scans_to_a_tested_model(command, tmp_path, capsys):
+    dest, model = str(tmp_path / "out"), str(tmp_path / "model")
+    flags = ["--spacing_mm", 2, 2, 2, "--orientation", "LPS", "--normalise", "percentile", "--foreground", "1,2"]
+    assert prepare_scans.main(command(*flags)) == 0
+    out = capsys.readouterr().out
+    assert "4 labeled and 2 unlabeled cases (6 written, 0 were there already)" in out
+    assert "3 labeled cases (--labelnum 3 or fewer), then 2 unlabeled" in out
+    assert check_data.main(["--root_path", dest, "--labelnum", "3"]) == 0
+    assert check_data.main(["--root_path", dest, "--labelnum", "4"]) == 1  # the fourth of the list has no label
+    where = ["--model_path", model]
+    assert train.main([*SHORT.split(), "--device", "cpu", "--root_path", dest, *where]) == 0
+    state = runs.load_checkpoint(tmp_path / "model" / "run" / runs.LAST)
+    assert sorted(state["cases"]["unlabeled"]) == ["scan4", "scan5"]
+    expected = Preprocessing((2.0, 2.0, 2.0), "percentile", orientation="LPS")
+    assert Preprocessing.from_record(state["preprocessing"]) == expected
+    assert test_LA.main(["--exp", "run", "--stride_xy", "32", "--stride_z", "32", "--skip", "figures", *where]) == 0
+    scores = json.loads((tmp_path / "model" / "run" / runs.METRICS_JSON).read_text())
+    assert {score["case"] for score in scores["cases"]} == set(lists_in(tmp_path / "out")["test.list"])
+
+
+def test_a_prediction_lies_over_the_prepared_case(command, tmp_path):
+    prepare_scans.main(command())
+    (case,) = lists_in(tmp_path / "out")["test.list"]
+    geometry = la_heart.read_geometry(tmp_path / "out", case)
+    folder = tmp_path / "run"
+    (folder / runs.PREDICTIONS).mkdir(parents=True)
+    label = la_heart.read_label(tmp_path / "out", case)
+    test_LA.write_case(folder, case, label, label, label, geometry, {}, ["figures"])
+    written = nib.load(folder / runs.PREDICTIONS / f"{case}.nii.gz")
+    scan = read_scan(find_scans(tmp_path / "raw" / "images")[case])
+    np.testing.assert_allclose(written.affine, scan.affine, atol=1e-4)
+
+
+# --- lists
+
+
+def test_test_cases_are_drawn_from_the_labeled_ones(command, tmp_path):
+    assert prepare_scans.main(command()) == 0
+    lists = lists_in(tmp_path / "out")
+    assert list(lists) == ["test.list", "train.list"]
+    assert (len(lists["test.list"]), len(lists["train.list"])) == (1, 5)
+    assert sorted(lists["train.list"][:3] + lists["test.list"]) == [f"scan{i}" for i in range(4)]
+    assert lists["train.list"][3:] == ["scan4", "scan5"]
+    orders = {tuple(lists["train.list"])}
+    for seed in (1, 2, 3):
+        prepare_scans.main(command("--seed", seed, "--dest", tmp_path / str(seed)))
+        orders.add(tuple(lists_in(tmp_path / str(seed))["train.list"]))
+    assert len(orders) > 1
+
+
+def test_a_new_scan_leaves_the_order_of_the_others(command):
+    options = prepare_scans.parse_options(command("--test_fraction", "0"))
+    some = [f"case{i}" for i in range(20)]
+    (before,) = prepare_scans.draw_lists(some, [], {}, options).values()
+    (after,) = prepare_scans.draw_lists([*some, "new"], [], {}, options).values()
+    assert before != sorted(before)
+    assert [case for case in after if case != "new"] == before
+
+
+def test_folds_cover_every_labeled_training_case_once(command, tmp_path):
+    assert prepare_scans.main(command("--folds", 3)) == 0
+    lists = lists_in(tmp_path / "out")
+    train = lists["train.list"][:3]
+    held = [case for fold in range(3) for case in lists[f"fold{fold}_test.list"]]
+    assert sorted(held) == sorted(train) and len(lists) == 8
+    for fold in range(3):
+        rest = [case for case in train if case not in lists[f"fold{fold}_test.list"]]
+        assert lists[f"fold{fold}_train.list"] == [*rest, "scan4", "scan5"]
+    prepare_scans.main(command("--folds", 2, "--test_fraction", 0, "--overwrite"))
+    assert list(lists_in(tmp_path / "out")) == [f"fold{k}_{n}.list" for k in (0, 1) for n in ("test", "train")] + [
+        "train.list"  # lists of the old split are gone
+    ]
+
+
+def test_running_again_leaves_the_lists_to_their_user(command, raw, tmp_path):
+    prepare_scans.main(command())
+    (tmp_path / "out" / "train.list").write_text("scan0\n")
+    assert prepare_scans.main(command()) == 0
+    assert lists_in(tmp_path / "out")["train.list"] == ["scan0"]
+    shutil.copy(raw / "images" / "scan5.nii.gz", raw / "images" / "scan6.nii.gz")
+    prepare_scans.main(command())
+    assert len(lists_in(tmp_path / "out")["train.list"]) == 6
+
+
+# --- a CSV file of scans
+
+
+def write_table(raw, rows):
+    path = raw / "scans.csv"
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def test_a_table_names_scans_labels_ids_and_parts(raw, tmp_path):
+    rows = [
+        {"image": "images/scan0.nii.gz", "label": "labels/scan0.nii.gz", "id": "anna", "split": "test"},
+        {"image": raw / "images/scan1.nrrd", "label": raw / "labels/scan1.nrrd", "id": "", "split": "train"},
+        {"image": "images/scan2.mha", "label": "labels/scan2.mha", "id": "", "split": ""},
+        {"image": "images/scan4.nrrd", "label": "", "id": "", "split": ""},
+    ]
+    path = write_table(raw, rows)
+    assert prepare_scans.main(["--images", str(path), "--dest", str(tmp_path / "out")]) == 0
+    lists = lists_in(tmp_path / "out")
+    assert lists["test.list"] == ["anna"]
+    assert sorted(lists["train.list"][:2]) == ["scan1", "scan2"] and lists["train.list"][2] == "scan4"
+    whole, _ = Preprocessing().apply(read_scan(raw / "images/scan0.nii.gz"))
+    np.testing.assert_array_equal(la_heart.read_image(tmp_path / "out", "anna"), whole)
+
+
+IMAGE, LABEL = "images/scan0.nii.gz", "labels/scan0.nii.gz"
+
+
+@pytest.mark.parametrize(
+    "rows, words",
+    [
+        ([{"image": IMAGE, "lable": LABEL}], ("lable", "label, id, split")),
+        ([{"picture": IMAGE}], ("picture", "needs rows with image")),
+        ([{"image": IMAGE, "label": LABEL}, {"image": IMAGE, "label": ""}], ("line 3", "scan0 stands there twice")),
+        ([{"image": IMAGE, "id": "../up"}], ("line 2", "../up cannot name a folder")),
+        ([{"image": IMAGE, "label": LABEL, "split": "val"}], ("line 2", "split is val")),
+        ([{"image": IMAGE, "label": "", "split": "test"}], ("line 2", "has no label")),
+        ([{"image": "", "label": LABEL}], ("line 2", "image is missing")),
+        ([{"image": IMAGE, "label": ""}], ("no scan has a label",)),
+        ([{"image": IMAGE, "label": LABEL, "split": "test"}], ("no labeled case is left",)),
+    ],
+)
+def test_tables_with_faults(raw, tmp_path, capsys, rows, words):
+    path = write_table(raw, rows)
+    refused(["--images", str(path), "--dest", str(tmp_path / "out")], capsys, *words)
+    assert not (tmp_path / "out").exists()
+
+
+def refused(argv, capsys, *words):
+    with pytest.raises(SystemExit) as end:
+        run_script(lambda: prepare_scans.main(argv))
+    error = capsys.readouterr().err
+    assert end.value.code == BAD_INPUT
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert all(word in error for word in words), error
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--spacing_mm", 1, 0, 1], ("spacing", "three positive")),
+        (["--normalise", "percentile", "--percentiles", 99, 1], ("percentiles", "0..100")),
+        (["--orientation", "XYZ"], ("orientation", "XYZ")),
+        (["--test_fraction", 1], ("--test_fraction",)),
+        (["--folds", 1], ("--folds 1",)),
+        (["--folds", 4], ("--folds 4", "there are 3")),
+        (["--seed", -1], ("--seed",)),
+        (["--images", "/nowhere"], ("/nowhere",)),
+    ],
+)
+def test_bad_flags_write_nothing(command, tmp_path, capsys, flags, words):
+    refused(command(*flags), capsys, *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_that_fit_no_scan(command, raw, tmp_path, capsys):
+    (raw / "labels" / "scan0.nii.gz").rename(raw / "labels" / "seg0.nii.gz")
+    refused(command(), capsys, "1 of 4 labels", "seg0.nii.gz", "CSV")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_scan_is_reported_and_left_out(command, raw, tmp_path, capsys):
+    (raw / "images" / "scan1.nrrd").write_text("junk")
+    assert prepare_scans.main(command()) == 1
+    out = capsys.readouterr().out
+    assert "fault: scan1: " in out and "1 of 6 scans were left out" in out
+    assert "scan1" not in sum(lists_in(tmp_path / "out").values(), [])
+
+
+def test_nothing_sound_is_an_error_too(command, raw, tmp_path, capsys):
+    for path in (raw / "labels").iterdir():
+        path.write_text("junk")
+    assert prepare_scans.main(command()) == 1
+    assert lists_in(tmp_path / "out") == {"train.list": ["scan4", "scan5"]}
+
+
+def test_scans_that_lie_differently_bring_a_remark(command, raw, capsys):
+    prepare_scans.main(command())
+    assert "run in different ways" not in capsys.readouterr().out
+    path = raw / "images" / "scan5.nii.gz"
+    image = nib.load(path)
+    nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj)[::-1], image.affine @ np.diag([-1, 1, 1, 1])), path)
+    prepare_scans.main(command())
+    assert "(LPS 5, RPS 1); --orientation LPS turns them alike" in capsys.readouterr().out
+    prepare_scans.main(command("--orientation", "LPS", "--overwrite"))
+    assert "run in different ways" not in capsys.readouterr().out
+
+
+def test_foreground_is_a_list_of_numbers(command, capsys):
+    with pytest.raises(SystemExit):
+        prepare_scans.main(command("--foreground", "one"))
+    assert "one must be whole numbers" in capsys.readouterr().err
+    with pytest.raises(InputError, match="goes with a folder"):
+        prepare_scans.main(command("--images", __file__))
