@@ -208,7 +208,7 @@ def _doubts(member: Member, plan: Plan) -> Iterator[str]:
     if max(ratio.max(), 1 / ratio.min()) > OTHER_SPACING:
         yield (
             f"voxels of {_by(spacing)} mm, but {_by(typical['spacing_mm'])} mm in {run}'s training; resample the scan, "
-            "or train on scans prepared with --spacing"
+            "or train on scans prepared with --spacing_mm"
         )
     larger = math.prod(region.size_of(plan.seen_box(member))) / math.prod(typical["shape"])
     whole = plan.box == region.whole(plan.scan.array.shape)
