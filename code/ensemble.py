@@ -37,8 +37,9 @@ PLANE = (2, 3)  # in-plane axes of (B, 1, W, H, D)
 MUCH_LARGER = 2.0  # times the voxels of a typical training volume; among the LA cases the largest has 1.5
 CUT_MEAN = 0.1  # mean that tells a part of a z-scored scan from all of it; the LA cases have 0.05 to 1.9
 OTHER_SPACING = 1.25  # ratio of voxel sizes that is worth a warning
-FEATURE_MAPS = 6  # at full resolution that a V-Net holds at once, measured
+FEATURE_MAPS = 5  # of full resolution and width, that a V-Net holds at once; measured on a CPU, with some reserve
 FLOAT = 4  # bytes
+NORMALISING = 20  # bytes per voxel that preprocessing takes, in double precision
 
 
 class Predictor(nn.Module):
@@ -180,7 +181,8 @@ def memory_bytes(members: Sequence[Member], plan: Plan) -> tuple[int, int]:
     voxels, maps = plan.scan.array.size, len(members[0].predictor.wanted)
     processed = sum(image.size for image, _ in plan.images.values())
     window = max(math.prod(np.maximum(plan.scaled(member), member.options.patch_size).tolist()) for member in members)
-    volumes = plan.scan.array.nbytes + FLOAT * (voxels * 2 * maps + processed * (1 + maps) + window * (2 + 2 * maps))
+    predicting = FLOAT * (voxels * (1 + maps) + processed * 2 + window * (2 + 2 * maps))
+    volumes = plan.scan.array.nbytes + max(predicting, NORMALISING * voxels)
     network = max(
         member.options.window_batch * math.prod(member.options.patch_size) * member.options.n_filters
         for member in members
