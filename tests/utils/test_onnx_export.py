@@ -32,6 +32,7 @@ def ran(path, image: torch.Tensor) -> np.ndarray:
     return session.run([OUTPUT], {INPUT: image.numpy()})[0]
 
 
+@pytest.mark.slow  # the fast set exports a V-Net in the example of docs/predict.md
 @torch.no_grad()
 def test_the_same_numbers_at_any_size_and_what_the_file_says(tiny_options, tmp_path):
     network, path = network_of(tiny_options), tmp_path / "net.onnx"
