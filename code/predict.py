@@ -45,7 +45,7 @@ from utils.errors import InputError, run_script
 from utils.metrics import largest_component
 from utils.onnx_export import OPSET, export_onnx
 
-OF_THE_COMMAND = ("device", "gpu", "compile", "model_path", "post", "resume", "overwrite")  # not taken from training
+OF_THE_MACHINE = ("device", "gpu", "compile", "model_path")  # a prediction does not take these from the training
 ONE_FILE = {".nii": "nii.gz", ".mhd": "mha"}  # formats that are written in another way than they are read
 FAILED = 1  # exit status if some scan could not be segmented
 MM3_PER_ML = 1000
@@ -123,7 +123,7 @@ def make_parser() -> ArgumentParser:
 def parse_options(argv: Sequence[str] | None, exp: str, trained: dict[str, Any]) -> Namespace:
     """Options of one run: by hand > those of its training."""
     parser = make_parser()
-    kept = {key: value for key, value in trained.items() if key not in OF_THE_COMMAND}
+    kept = {key: value for key, value in trained.items() if key not in OF_THE_MACHINE}
     flags.layer_defaults(parser, kept)
     options = Namespace(**{**trained, **vars(parser.parse_args(argv)), "exp": exp})
     flags.require_values(options)

@@ -85,7 +85,7 @@ def affine(seed: int, spacing=(1.0, 1.0, 1.0), order=(0, 1, 2)) -> np.ndarray:
     rng = np.random.default_rng(seed)
     turn = np.linalg.qr(rng.normal(size=(3, 3)))[0] if seed else np.eye(3)
     matrix = np.eye(4)
-    matrix[:3, :3] = turn[:, list(order)] * ([-1, 1, -1] if seed % 2 else [1, 1, 1]) * spacing
+    matrix[:3, :3] = turn[:, list(order)] * ([-1, 1, 1] if seed % 2 else [1, 1, 1]) * spacing
     matrix[:3, 3] = rng.normal(0, 40, 3)
     return matrix
 
@@ -151,7 +151,7 @@ GEOMETRIES = {
     "plain": affine(0),
     "anisotropic": affine(0, (0.6, 0.7, 2.5)),
     "flipped and rotated": affine(1, (0.7, 0.7, 1.5)),
-    "rotated, axes exchanged": affine(2, (1.2, 0.8, 0.9), (2, 0, 1)),
+    "rotated, axes exchanged": affine(2, (1.2, 0.8, 0.9), (2, 1, 0)),
     "flipped, axes exchanged": affine(3, (0.5, 1.5, 0.8), (1, 2, 0)),
 }
 
@@ -358,6 +358,7 @@ def test_the_central_box_has_the_size_of_the_training_volumes(make_run, tmp_path
 
 def test_rows(make_run, tmp_path):
     matrix, folder = affine(1, (0.5, 0.8, 2.0)), make_run()
+    assert np.linalg.det(matrix[:3, :3]) < 0
     write(tmp_path / "scans" / "inside.nii.gz", blob(), matrix)
     write(tmp_path / "scans" / "border.nrrd", blob(centre=(0.6, 0.45, 0.9)), matrix)
     write(tmp_path / "scans" / "nothing.mha", np.where(blob() > 300, -300, blob()), matrix)
@@ -400,6 +401,16 @@ def test_a_broken_scan_costs_no_other_its_mask(make_run, tmp_path, capsys):
     run(folder, scans, out, "--resume")
     assert (out / "b.nii.gz").exists() and (out / "a.nii.gz").stat().st_mtime_ns == before
     assert "2 of 3 scans are segmented already" in capsys.readouterr().out
+
+
+def test_a_mask_of_before_does_not_stand_for_a_scan_that_failed(make_run, tmp_path):
+    scan, folder, out = write(tmp_path / "heart.nii.gz", blob(), affine(0)), make_run(), tmp_path / "out"
+    run(folder, scan, out)
+    scan.write_bytes(b"no scan")
+    run(folder, scan, out, "--overwrite", status=1)
+    write(scan, blob(seed=1), affine(0))
+    run(folder, scan, out, "--resume")
+    assert rows_of(out)["heart"]["error"] == ""
 
 
 # --- what is there already
