@@ -137,7 +137,8 @@ def _attribute(root: Path, case: str, key: str, default: tuple[float, ...]) -> t
 
 
 def _unsound(root: Path, case: str, key: str, stored: Any, rule: str) -> InputError:
-    return InputError(f"{case_path(root, case)}: attribute '{key}' is {stored!r}; write {rule}")
+    shown = " ".join(repr(stored).split())  # numpy breaks lines
+    return InputError(f"{case_path(root, case)}: attribute '{key}' is {shown}; write {rule}")
 
 
 def write_case(

@@ -114,6 +114,40 @@ def test_bad_spacing(tmp_path, image, label, stored):
     assert find_faults(tmp_path, CASE) == [message]
 
 
+def test_geometry_is_that_of_a_plain_grid_unless_stored(tmp_path, image):
+    write_case(tmp_path, image)
+    assert la_heart.read_geometry(tmp_path, CASE) == ((0.625,) * 3, (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+    turned = (0, -1, 0, 1, 0, 0, 0, 0, 1)
+    write_case(tmp_path, image, spacing_mm=(1.0, 1.5, 2.0), origin_mm=(3, -4, 5), direction=turned)
+    assert la_heart.read_geometry(tmp_path, CASE) == ((1, 1.5, 2), (3, -4, 5), turned)
+
+
+@pytest.mark.parametrize(
+    "key, stored",
+    [("origin_mm", (1, 2)), ("origin_mm", (1, 2, np.nan)), ("direction", np.eye(3)), ("direction", [0] * 9)],
+)
+def test_bad_geometry(tmp_path, image, label, key, stored):
+    path = write_case(tmp_path, image, label, **{key: stored})
+    message = the_fault(lambda: la_heart.read_geometry(tmp_path, CASE), path, key)
+    assert find_faults(tmp_path, CASE) == [message]
+
+
+@pytest.mark.parametrize("labeled", [True, False])
+def test_a_written_case_comes_back(tmp_path, image, label, labeled):
+    la_heart.write_case(tmp_path, CASE, image, label > 0 if labeled else None, {"spacing_mm": (1.0, 2.0, 3.0)})
+    np.testing.assert_array_equal(la_heart.read_image(tmp_path, CASE), image)
+    assert la_heart.has_label(tmp_path, CASE) == labeled
+    assert la_heart.read_spacing(tmp_path, CASE) == (1, 2, 3)
+    assert find_faults(tmp_path, CASE, expect_label=labeled) == []
+    assert [path.name for path in (tmp_path / CASE).iterdir()] == [la_heart.CASE_FILE]
+
+
+def test_a_written_list_comes_back(tmp_path):
+    la_heart.write_list(tmp_path / "a.list", ["B2", "A1"])
+    assert read_list(tmp_path / "a.list", "") == ["B2", "A1"]
+    the_fault(lambda: la_heart.write_list(tmp_path / "no" / "a.list", ["B2"]), "cannot write", "--dest")
+
+
 def test_missing_folder_and_missing_file(tmp_path):
     the_fault(lambda: la_heart.read_image(tmp_path / "no", CASE), "data folder", tmp_path / "no", "--root_path")
     the_fault(lambda: la_heart.read_shape(tmp_path, CASE), case_path(tmp_path, CASE), "--root_path", "list")

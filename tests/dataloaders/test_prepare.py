@@ -159,6 +159,7 @@ def test_other_settings_need_overwrite(raw, tmp_path):
     assert outcome.kept == 0 and outcome.changed
     assert la_heart.read_image(tmp_path / "out", "scan0").max() > 100
     assert run(raw, tmp_path / "out", other).kept == 6
+    assert run(raw, tmp_path / "out", other, overwrite=True).kept == 0
 
 
 def test_cases_of_another_origin_are_never_overwritten(raw, tmp_path, phantom):

@@ -25,7 +25,7 @@ def itk_image(array: np.ndarray, direction=TURNED) -> sitk.Image:
 
 
 def write_dicom(folder, array, series="1.2.3.4", leave_out=()):
-    """A DICOM series of int16 slices, as a scanner would export it."""
+    """A DICOM series of int16 slices, as a scanner would export it: positions are a hundredth of a mm off."""
     folder.mkdir(exist_ok=True)
     image, writer = itk_image(array), sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
@@ -38,7 +38,7 @@ def write_dicom(folder, array, series="1.2.3.4", leave_out=()):
             "0020|000d": "1.2.3",
             "0020|000e": series,
             "0020|0013": str(k),
-            "0020|0032": "\\".join(map(str, image.TransformIndexToPhysicalPoint((0, 0, k)))),
+            "0020|0032": "\\".join(str(mm + 0.01 * (k == 1)) for mm in image.TransformIndexToPhysicalPoint((0, 0, k))),
             "0020|0037": "\\".join(map(str, [*TURNED[:, 0], *TURNED[:, 1]])),
             "0020|0052": "1.2.3.9",
         }
@@ -77,7 +77,7 @@ def test_dicom_series_gives_the_same_scan(tmp_path, array, capfd):
     sitk.WriteImage(itk_image(array), str(tmp_path / "a.nrrd"))
     series, nrrd = read_scan(tmp_path / "series"), read_scan(tmp_path / "a.nrrd")
     np.testing.assert_array_equal(series.array, nrrd.array)
-    np.testing.assert_allclose(series.affine, nrrd.affine, atol=1e-5)
+    np.testing.assert_allclose(series.affine, nrrd.affine, atol=0.02)
     assert capfd.readouterr() == ("", "")
 
 
