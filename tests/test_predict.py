@@ -204,6 +204,15 @@ def test_formats(make_run, tmp_path, asked, source, written):
     assert rows_of(out)["heart"]["output"] == written
 
 
+def test_a_sheared_scan_keeps_its_grid_where_the_format_can_hold_it(make_run, tmp_path):
+    sheared = affine(1)
+    sheared[:3, 0] += 0.3 * sheared[:3, 1]
+    scan, folder = write(tmp_path / "heart.nii.gz", blob(), sheared), make_run()
+    np.testing.assert_allclose(nib.load(run(folder, scan, tmp_path / "a") / "heart.nii.gz").affine, sheared, atol=1e-4)
+    out = run(folder, scan, tmp_path / "b", "--format", "nrrd", status=1)
+    assert "cannot hold the oblique axes of the scan; write .nii.gz" in rows_of(out)["heart"]["error"]
+
+
 def test_maps_by_flag(make_run, tmp_path):
     array = blob()
     scan = write(tmp_path / "heart.nii.gz", array, affine(1))
