@@ -97,6 +97,7 @@ def make_parser() -> ArgumentParser:
     )
     existing.add_argument("--overwrite", action="store_true", help="write again what --output holds")
     result = parser.add_argument_group("inference")
+    flags.add_protocol_argument(result, default="fast")
     flags.add_window_arguments(result)
     result.add_argument("--head", help="output of the method to use (default: as in training, or the method's first)")
     result.add_argument(
@@ -117,14 +118,17 @@ def make_parser() -> ArgumentParser:
         help="write the network of the output as ONNX (opset 18), preprocessing and window as metadata; no scan needed",
     )
     flags.add_device_options(parser)
+    parser.set_defaults(stride_xy=None, stride_z=None, blend=None)  # --protocol or the run decides
     return parser
 
 
 def parse_options(argv: Sequence[str] | None, exp: str, trained: dict[str, Any]) -> Namespace:
-    """Options of one run: by hand > those of its training."""
+    """Options of one run: by hand > --protocol > those of its training."""
     parser = make_parser()
+    asked = parser.parse_args(argv)
+    protocol = flags.protocol_defaults(asked.protocol, trained["patch_size"])
     kept = {key: value for key, value in trained.items() if key not in OF_THE_MACHINE}
-    flags.layer_defaults(parser, kept)
+    flags.layer_defaults(parser, kept, protocol)
     options = Namespace(**{**trained, **vars(parser.parse_args(argv)), "exp": exp})
     flags.require_values(options)
     return options

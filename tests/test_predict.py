@@ -250,6 +250,20 @@ def test_a_run_folder_copied_elsewhere_suffices(make_run, tmp_path):
     assert load(run(moved, scan, tmp_path / "seg", "--head", "seg") / "heart.nii.gz")[15, 10, 9]
 
 
+def test_window_settings_by_hand_before_protocol_before_run(make_run, tmp_path):
+    folder = make_run("a", "--patch_size", "48", "32", "40", "--stride_xy", "7", "--stride_z", "5")
+
+    def windows(*argv: str) -> tuple:
+        trained = runs.load_checkpoint(folder / runs.LAST)["options"]
+        options = predict.parse_options(["--exp", "a", *argv], "a", trained)
+        return options.stride_xy, options.stride_z, options.blend
+
+    assert windows() == windows("--protocol", "fast") == (16, 20, "gaussian")
+    assert windows("--protocol", "paper") == (7, 5, "uniform")
+    assert windows("--stride_z", "3", "--blend", "uniform") == (16, 3, "uniform")
+    assert windows("--protocol", "paper", "--stride_xy", "9") == (9, 5, "uniform")
+
+
 def test_from_training_to_a_mask(phantom, tmp_path):
     """A real network, by the commands themselves; the scan is one that has no label."""
     where = ["--root_path", str(phantom), "--model_path", str(tmp_path), "--exp", "run", "--device", "cpu"]

@@ -23,7 +23,7 @@ SHORT = {  # what makes a command small enough for a test; the last of two equal
     "--device cpu --image_every 0",
     "test_LA": "--stride_xy 32 --stride_z 32 --device cpu --skip figures",
     "check_data": "--labelnum 2",
-    "predict": "--stride_xy 32 --stride_z 32 --device cpu",
+    "predict": "--device cpu",
 }
 SHORT["train_dtml"] = SHORT["train"]
 

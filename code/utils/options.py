@@ -270,6 +270,23 @@ def add_window_arguments(group) -> None:
     group.add_argument("--window_batch", type=int, default=4, help="windows per forward pass")
 
 
+def add_protocol_argument(group, default: str) -> None:
+    """The sliding window by name."""
+    group.add_argument(
+        "--protocol",
+        choices=("paper", "fast"),
+        default=default,
+        help="paper: the strides and blend of the run; fast: steps of half a patch, Gaussian blend",
+    )
+
+
+def protocol_defaults(protocol: str, patch: Sequence[int]) -> dict[str, Any]:
+    """The window flags that --protocol stands for, for a patch (W, H, D): between those by hand and the run's own."""
+    if protocol == "paper":
+        return {}
+    return {"stride_xy": min(patch[:2]) // 2, "stride_z": patch[2] // 2, "blend": "gaussian"}
+
+
 def add_inference_options(parser: ArgumentParser) -> None:
     """The sliding window and what is scored."""
     group = parser.add_argument_group("inference")
