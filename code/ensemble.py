@@ -105,6 +105,10 @@ class Member:
 
 def load_member(path: Path, state: dict[str, Any], options: Namespace, wanted: Sequence[str], tta: str) -> Member:
     """A run from its checkpoint at `path`; nothing else is read, no data folder is needed."""
+    if options.method not in METHODS:
+        raise InputError(
+            f"{path} is of method {options.method}, which this code lacks ({', '.join(METHODS)}); see --exp"
+        )
     method = METHODS[options.method](Namespace(**state["options"]))
     load_networks(method, state, path)
     method.eval()

@@ -47,6 +47,7 @@ from utils.onnx_export import OPSET, export_onnx
 
 OF_THE_MACHINE = ("device", "gpu", "compile", "model_path")  # a prediction does not take these from the training
 ONE_FILE = {".nii": "nii.gz", ".mhd": "mha"}  # formats that are written in another way than they are read
+LESS_MEMORY = "give --roi, or lower --window_batch"
 FAILED = 1  # exit status if some scan could not be segmented
 MM3_PER_ML = 1000
 GIB = 2**30
@@ -109,8 +110,8 @@ def make_parser() -> ArgumentParser:
         choices=tuple(SYMMETRIES),
         const="flips",
         default="none",
-        help="mean over symmetries of the patch in the plane of axes 0 and 1: flips, along axis 0, along axis 1, both, "
-        "none (4 passes; what --tta alone means); all, these and their quarter turns (8)",
+        help="mean over views of each patch: flips (what --tta alone means), as it is, flipped along axis 0, along "
+        "axis 1, along both, 4 passes; all, these and the same after a quarter turn in that plane, 8 passes",
     )
     parser.add_argument_group("export").add_argument(
         "--export",
@@ -155,8 +156,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             row = segment(scans[case], outputs[case], members, asked, device)
         except (InputError, MemoryError, torch.OutOfMemoryError) as error:
-            row = {"error": str(error) or "out of memory; give --roi or lower --window_batch"}
-            print(f"error: {row['error']}", file=sys.stderr)
+            message = error if isinstance(error, InputError) else f"out of memory on {device}; {LESS_MEMORY}"
+            row = {"error": str(message)}
+            print(f"error: {message}", file=sys.stderr)
         predictions.add(case, file=str(scans[case]), **row)
     failed = [case for case in scans if predictions.rows[case]["error"]]
     print(f"{len(scans) - len(failed)} of {len(scans)} scans segmented: {folder / runs.PREDICTIONS_CSV}")

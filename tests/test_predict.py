@@ -20,7 +20,7 @@ from torch import nn
 
 import predict
 import train
-from dataloaders.la_heart import read_image
+from dataloaders.la_heart import read_image, read_spacing
 from methods import METHODS
 from methods.base import Method
 from utils import runs
@@ -271,13 +271,12 @@ def test_from_training_to_a_mask(phantom, tmp_path):
     assert train.main(["--method", "dtc", *small, *where, "--max_iterations", "1"]) == 0
     scan = write(tmp_path / "scan.nrrd", read_image(phantom, "phantom_006"), affine(0))
     state = runs.load_checkpoint(tmp_path / "run" / runs.LAST)
-    assert (
-        state["typical_scan"]["shape"]
-        == np.median(
-            [read_image(phantom, case).shape for case in (*state["cases"]["labeled"], *state["cases"]["unlabeled"])],
-            axis=0,
-        ).tolist()
-    )
+    images = [read_image(phantom, case) for case in (*state["cases"]["labeled"], *state["cases"]["unlabeled"])]
+    assert state["typical_scan"] == {
+        "shape": np.median([image.shape for image in images], axis=0).tolist(),
+        "spacing_mm": list(read_spacing(phantom, "phantom_000")),
+        "mean": pytest.approx(np.median([image.mean() for image in images]), abs=1e-5),
+    }
     out = run(tmp_path / "run", scan, tmp_path / "out", "--save", "prob", "sdm", "--roi", "center")
     assert load(out / "scan.nii.gz").shape == read_image(phantom, "phantom_006").shape
     assert -1 <= load(out / "scan_sdm.nii.gz").min() < load(out / "scan_sdm.nii.gz").max() <= 1
@@ -515,6 +514,16 @@ def test_a_scan_that_memory_cannot_hold(make_run, tmp_path, monkeypatch):
     assert "give a smaller --roi" in rows_of(tmp_path / "out")["heart"]["error"]
 
 
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")])
+def test_out_of_memory_is_one_sentence(make_run, tmp_path, monkeypatch, error):
+    def full(*args):
+        raise error
+
+    monkeypatch.setattr(predict, "predict_scan", full)
+    out = run(make_run(), write(tmp_path / "heart.nii.gz", blob(), affine(0)), tmp_path / "out", status=1)
+    assert rows_of(out)["heart"]["error"] == "out of memory on cpu; give --roi, or lower --window_batch"
+
+
 # --- bad input
 
 
@@ -534,6 +543,9 @@ def test_refusals(make_run, tmp_path, capsys):
     assert "dtml of b has no signed distance map" in refused(capsys, *here, "a", "b", "--save", "sdm")
     assert "--stride_xy 0 must be at least 1" in refused(capsys, *here, "a", "--stride_xy", "0")
     assert "leave gaps" in rows_of(run(folder, scan, tmp_path / "gaps", "--stride_z", "33", status=1))["heart"]["error"]
+    make_run("c")
+    del METHODS["supervised"]
+    assert "is of method supervised, which this code lacks (asdnet, " in refused(capsys, *here, "c")
     assert not (tmp_path / "out").exists()
 
 
