@@ -163,7 +163,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = [case for case in scans if predictions.rows[case]["error"]]
     print(f"{len(scans) - len(failed)} of {len(scans)} scans segmented: {folder / runs.PREDICTIONS_CSV}")
     if failed:
-        print(f"error: {len(failed)} scans failed ({', '.join(failed)}); see the column error", file=sys.stderr)
+        print(
+            f"error: {len(failed)} of {len(scans)} scans failed ({', '.join(failed)}); see the column error",
+            file=sys.stderr,
+        )
     return FAILED if failed else 0
 
 
