@@ -39,6 +39,7 @@ CUT_MEAN = 0.1  # mean that tells a part of a z-scored scan from all of it; the 
 OTHER_SPACING = 1.25  # ratio of voxel sizes that is worth a warning
 FEATURE_MAPS = 5  # of full resolution and width, that a V-Net holds at once; measured on a CPU, with some reserve
 FLOAT = 4  # bytes
+AXIS_OF = dict(zip("LRPASI", "xxyyzz", strict=True))  # anatomical axis of a direction
 NORMALISING = 20  # bytes per voxel that preprocessing takes, in double precision
 
 
@@ -202,13 +203,14 @@ def doubts(members: Sequence[Member], plan: Plan) -> list[str]:
 def _doubts(member: Member, plan: Plan) -> Iterator[str]:
     run, typical = f"run {member.exp}", member.typical
     affine = plan.images[member.preprocessing][1].affine
-    if orientation_of(affine)[2] not in "IS":
-        yield (
-            f"the third axis of the scan does not run between feet and head, as in {run}'s training; turn the scan, "
-            "or train on scans prepared with --orientation"
-        )
     if typical is None:
         return
+    code = orientation_of(affine)
+    if AXIS_OF[code[2]] != AXIS_OF[typical["orientation"][2]]:
+        yield (
+            f"the slices of the scan are cut across another direction ({code}) than in {run}'s training "
+            f"({typical['orientation']}); turn the scan, or train on scans prepared with --orientation"
+        )
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     ratio = spacing / typical["spacing_mm"]
     if max(ratio.max(), 1 / ratio.min()) > OTHER_SPACING:

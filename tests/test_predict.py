@@ -28,7 +28,7 @@ from utils.errors import run_script
 
 LEVEL = 1.0  # of the z-scored image
 SHAPE = (26, 22, 18)
-TYPICAL = {"shape": [12.0, 10.0, 9.0], "spacing_mm": [1.0, 1.0, 1.0], "mean": 0.0}
+TYPICAL = {"shape": [12.0, 10.0, 9.0], "spacing_mm": [1.0, 1.0, 1.0], "orientation": "LPS", "mean": 0.0}
 
 
 class Bright(Method):
@@ -275,6 +275,7 @@ def test_from_training_to_a_mask(phantom, tmp_path):
     assert state["typical_scan"] == {
         "shape": np.median([image.shape for image in images], axis=0).tolist(),
         "spacing_mm": list(read_spacing(phantom, "phantom_000")),
+        "orientation": "LPS",
         "mean": pytest.approx(np.median([image.mean() for image in images]), abs=1e-5),
     }
     out = run(tmp_path / "run", scan, tmp_path / "out", "--save", "prob", "sdm", "--roi", "center")
@@ -479,7 +480,7 @@ def test_work_and_memory_are_announced(make_run, tmp_path, capsys):
     [
         (affine(0), (30, 30, 30), "25.0 times the voxels"),
         (affine(0, (1, 1, 1.3)), SHAPE, "voxels of 1 x 1 x 1.3 mm, but 1 x 1 x 1 mm in run a's training"),
-        (affine(0, order=(2, 0, 1)), SHAPE, "does not run between feet and head"),
+        (affine(0, order=(2, 0, 1)), SHAPE, "another direction (SRA) than in run a's training (LPS)"),
     ],
 )
 def test_doubts(make_run, tmp_path, capsys, matrix, shape, words):
