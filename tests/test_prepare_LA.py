@@ -167,10 +167,11 @@ def test_a_label_without_its_scan_is_a_fault(source, tmp_path, capsys):
 
 
 def test_published_files_are_not_overwritten(source, tmp_path, phantom):
-    case = la_heart.case_path(tmp_path / "out", "A0")
+    case = la_heart.case_path(tmp_path / "out", "P0")  # no case of the source
     case.parent.mkdir(parents=True)
     shutil.copy(la_heart.case_path(phantom, "phantom_000"), case)
     before = case.read_bytes()
-    with pytest.raises(InputError, match="A0, which was not prepared"):
+    with pytest.raises(InputError, match="P0, not prepared by this script"):
         prepare(source, tmp_path / "out", "--overwrite")
     assert case.read_bytes() == before
+    assert list((tmp_path / "out").iterdir()) == [case.parent]

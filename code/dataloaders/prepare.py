@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dataloaders.augment import Size
-from dataloaders.la_heart import DEST, DIRECTION_KEY, ORIGIN_KEY, SPACING_KEY, case_path, write_case
+from dataloaders.la_heart import CASE_FILE, DEST, DIRECTION_KEY, ORIGIN_KEY, SPACING_KEY, case_path, write_case
 from dataloaders.preprocess import RECORD, Preprocessing
 from dataloaders.scans import Scan, orientation_of, read_scan, same_grid
 from utils.errors import InputError
@@ -90,7 +90,7 @@ def prepare_folder(
     """
     head = {"settings": {"version": VERSION, **recipe.settings}, "split": dict(split or {})}
     head = json.loads(json.dumps(head))  # as it will be read again
-    old = _claim(dest, sources, head, overwrite)
+    old = _claim(dest, head, overwrite)
     with writing(dest, DEST):
         dest.mkdir(parents=True, exist_ok=True)
     write_json(dest / RECORD, recipe.preprocessing.as_record(), DEST)
@@ -132,12 +132,12 @@ def _labels(cases: Mapping[str, Any]) -> dict[str, bool]:
     return {case: bool(record["label"]) for case, record in cases.items()}
 
 
-def _claim(dest: Path, sources: Sequence[Source], wanted: dict[str, Any], overwrite: bool) -> dict[str, Any]:
+def _claim(dest: Path, wanted: dict[str, Any], overwrite: bool) -> dict[str, Any]:
     """The manifest of a folder that was prepared before, empty for a new one; an error where it must not be written."""
     path = dest / MANIFEST
     if not path.exists():
-        if foreign := [source.case for source in sources if case_path(dest, source.case).exists()]:
-            raise InputError(f"{dest} holds case {foreign[0]}, which was not prepared from scans; give another {DEST}")
+        if foreign := next(dest.glob(f"*/{CASE_FILE}"), None):
+            raise InputError(f"{dest} holds {foreign.parent.name}, not prepared by this script; give another {DEST}")
         return {"split": None}
     try:
         old = json.loads(path.read_text(encoding="utf-8"))

@@ -162,12 +162,15 @@ def test_other_settings_need_overwrite(raw, tmp_path):
     assert run(raw, tmp_path / "out", other, overwrite=True).kept == 0
 
 
-def test_cases_of_another_origin_are_never_overwritten(raw, tmp_path, phantom):
+def test_a_folder_of_other_cases_is_never_touched(raw, tmp_path, phantom):
     dest = shutil.copytree(phantom, tmp_path / "out")
-    sources = [Source("phantom_000", raw / "images" / "scan0.nii.gz", None)]
-    for overwrite in (False, True):
-        with pytest.raises(InputError, match="phantom_000, which was not prepared.*--dest"):
-            prepare_folder(dest, sources, PLAIN, overwrite, lambda outcome: None)
+    before = {path: path.stat().st_mtime_ns for path in dest.rglob("*")}
+    for case in ("phantom_000", "another"):  # of a foreign folder nothing is replaced, and nothing is mixed into it
+        sources = [Source(case, raw / "images" / "scan0.nii.gz", None)]
+        for overwrite in (False, True):
+            with pytest.raises(InputError, match="phantom_00., not prepared by this script.*--dest"):
+                prepare_folder(dest, sources, PLAIN, overwrite, lambda outcome: None)
+    assert {path: path.stat().st_mtime_ns for path in dest.rglob("*")} == before
     (dest / MANIFEST).write_text("[]")
     with pytest.raises(InputError, match="no manifest"):
         prepare_folder(dest, sources, PLAIN, True, lambda outcome: None)
