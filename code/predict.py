@@ -37,7 +37,7 @@ from ensemble import (
 )
 from inference import THRESHOLD
 from reporting.predictions import Predictions
-from reporting.progress import Progress
+from reporting.progress import Progress, in_units
 from utils import options as flags
 from utils import runs
 from utils.device import pick_device, place
@@ -50,7 +50,6 @@ ONE_FILE = {".nii": "nii.gz", ".mhd": "mha"}  # formats that are written in anot
 LESS_MEMORY = "give --roi, or lower --window_batch"
 FAILED = 1  # exit status if some scan could not be segmented
 MM3_PER_ML = 1000
-GIB = 2**30
 NOTICE = "Accuracy on uncropped scans is not measured. Not for clinical use."
 
 
@@ -251,17 +250,15 @@ def announce(members: Sequence[Member], plan: Plan, windows: int) -> None:
     shape, spacing = plan.scan.array.shape, plan.scan.spacing_mm
     print(
         f"  {' x '.join(map(str, shape))} voxels of {' x '.join(f'{mm:.3g}' for mm in spacing)} mm; {windows} windows; "
-        f"memory about {volumes / GIB:.1f} GiB for the volumes, {network / GIB:.1f} GiB for the network"
+        f"memory about {in_units(volumes)} for the volumes, {in_units(network)} for the network"
     )
     if plan.box != region.whole(shape):
         print(f"  looking at {','.join(f'{axis.start}:{axis.stop}' for axis in plan.box)}")
     for doubt in doubts(members, plan):
         print(f"  warning: {doubt}")
-    if volumes > available_memory():
-        raise InputError(
-            f"the volumes of the scan need about {volumes / GIB:.1f} GiB of memory, of which "
-            f"{available_memory() / GIB:.1f} are free; give a smaller --roi"
-        )
+    free = available_memory()
+    if volumes > free:
+        raise InputError(f"the volumes need about {in_units(volumes)}, {in_units(free)} are free; give a smaller --roi")
 
 
 def touches_border(mask: np.ndarray) -> bool:

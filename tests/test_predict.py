@@ -463,6 +463,13 @@ def test_files_of_others_and_scans_are_never_replaced(make_run, tmp_path, capsys
     assert (tmp_path / "out" / "heart.nii.gz").read_text() == "mine" and len(list((tmp_path / "out").iterdir())) == 1
 
 
+def test_two_scans_that_would_share_an_output(make_run, tmp_path, capsys):
+    for name in ("a", "a_prob"):
+        write(tmp_path / "scans" / f"{name}.nii.gz", blob(), affine(0))
+    argv = ["--exp", make_run().name, "--model_path", str(tmp_path / "model"), "--input", str(tmp_path / "scans")]
+    assert "would be written for two scans" in refused(capsys, *argv, "--output", str(tmp_path / "o"), "--save", "prob")
+
+
 # --- what is said
 
 

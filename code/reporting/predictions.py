@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +46,14 @@ class Predictions:
                 f"{runs.PREDICTIONS_JSON}); give these, --overwrite or another --output"
             )
 
-    def claim(self, inputs: Iterable[Path], outputs: Iterable[Path]) -> None:
-        """Make the folder and note the settings; an output that is there, or is an input, is an `InputError`."""
+    def claim(self, inputs: Iterable[Path], outputs: Sequence[Path]) -> None:
+        """Make the folder and note the settings; an output that is there, is an input, or is wanted twice is an
+        `InputError`.
+        """
         scans = {path.resolve() for path in inputs}
         for path in outputs:
+            if outputs.count(path) > 1:  # the mask of a scan `a_prob` and the probability of a scan `a`
+                raise InputError(f"{path} would be written for two scans; rename one of them")
             if path.resolve() in scans or self.folder.resolve() in scans:
                 raise InputError(f"{path} would overwrite a scan; give another --output")
             if path.exists() and not self._replace:

@@ -1,5 +1,6 @@
 """What a long prediction says while it computes."""
 
+import math
 import time
 from datetime import timedelta
 
@@ -28,7 +29,7 @@ class Progress:
         now = time.perf_counter()
         if self.warm_up == 0:
             left = (self.bar.total - self.done) * (now - self.start) / count
-            tqdm.write(f"  about {timedelta(seconds=round(left))} left")
+            tqdm.write(f"  about {timedelta(seconds=math.ceil(left))} left")
         self.warm_up, self.start = self.warm_up - 1, now
 
     def __enter__(self) -> "Progress":
@@ -36,3 +37,8 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         self.bar.close()
+
+
+def in_units(size: int) -> str:
+    """Bytes as people read them."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{math.ceil(size / 2**20)} MiB"
