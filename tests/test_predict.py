@@ -483,6 +483,29 @@ def test_work_and_memory_are_announced(make_run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    "flags",
+    [
+        ("--roi", "1:51,3:,:20", "--window_batch", "3"),
+        ("--protocol", "paper", "--tta"),
+        ("--stride_xy", "9", "--stride_z", "5"),
+    ],
+)
+def test_the_announced_windows_are_those_that_are_computed(make_run, tmp_path, monkeypatch, flags):
+    counted = []
+
+    class Watched(predict.Progress):
+        def __exit__(self, *error):
+            counted.append((self.bar.total, self.done))
+            super().__exit__(*error)
+
+    monkeypatch.setattr(predict, "Progress", Watched)
+    scan = write(tmp_path / "heart.nii.gz", blob((90, 70, 44)), affine(0, (1.1, 1.3, 0.7)))
+    folders = [make_run("a", "--scale", "0.7"), make_run("b", preprocessing={"spacing_mm": [1.0, 1.0, 1.0]})]
+    run(folders[0], scan, tmp_path / "one", *flags), run(folders[1], scan, tmp_path / "two", *flags)
+    assert len(counted) == 2 and all(announced == done > 1 for announced, done in counted)
+
+
+@pytest.mark.parametrize(
     "matrix, shape, words",
     [
         (affine(0), (30, 30, 30), "25.0 times the voxels"),
