@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dataloaders import region
 from dataloaders.augment import Size
 from dataloaders.batch import scaled_shape
+from dataloaders.inputs import Source
 from dataloaders.preprocess import Placement, Preprocessing
 from dataloaders.region import Box
 from dataloaders.scans import Scan, orientation_of
@@ -136,28 +137,40 @@ class Plan:
 
     scan: Scan
     box: Box  # of the scan
-    images: dict[Preprocessing, tuple[np.ndarray, Placement]]
+    images: dict[str, tuple[np.ndarray, Placement]]  # by name of the member; those prepared alike are one object
+    raw: bool  # not prepared before
 
     def seen_box(self, member: Member) -> Box:
         """The box on the grid of a member's image."""
-        return region.to_processed(self.box, self.scan.affine, self.images[member.preprocessing][1])
+        return region.to_processed(self.box, self.scan.affine, self.images[member.exp][1])
 
     def scaled(self, member: Member) -> Size:
         """Shape of the box as a member's network sees it, at --scale."""
         return scaled_shape(region.size_of(self.seen_box(member)), member.options.scale)
 
 
-def make_plan(members: Sequence[Member], scan: Scan, roi: str) -> Plan:
-    """Preprocess a scan and find the box that `roi` (--roi) names."""
-    images = {member.preprocessing: member.preprocessing.apply(scan) for member in members}
-    shape = scan.array.shape
+def make_plan(members: Sequence[Member], source: Source, roi: str) -> Plan:
+    """Preprocess a scan, unless it is prepared, and find the box that `roi` (--roi) names."""
+    scan, shape = source.scan, source.scan.array.shape
+    processed = {kind: kind.apply(scan) for kind in {_left_to_do(member, source) for member in members}}
+    images = {member.exp: processed[_left_to_do(member, source)] for member in members}
     if roi == region.FULL:
         box = region.whole(shape)
     elif roi == region.CENTER:
-        box = region.hull(_central_box(member, scan, images[member.preprocessing][1]) for member in members)
+        box = region.hull(_central_box(member, scan, images[member.exp][1]) for member in members)
     else:
         box = region.parse_roi(roi, shape)
-    return Plan(scan, box, images)
+    return Plan(scan, box, images, raw=source.prepared is None)
+
+
+def _left_to_do(member: Member, source: Source) -> Preprocessing:
+    if source.prepared is None:
+        return member.preprocessing
+    if source.prepared != member.preprocessing:
+        raise InputError(
+            f"the case was prepared in another way than the training scans of run {member.exp}; give the raw scan"
+        )
+    return Preprocessing(normalise="none")
 
 
 def _central_box(member: Member, scan: Scan, placement: Placement) -> Box:
@@ -184,7 +197,7 @@ def _starts(options: Namespace, shape: Size) -> list[list[int]]:
 def memory_bytes(members: Sequence[Member], plan: Plan) -> tuple[int, int]:
     """Estimate of what a prediction takes: for the volumes, and for the network on its patches."""
     voxels, maps = plan.scan.array.size, len(members[0].predictor.wanted)
-    processed = sum(image.size for image, _ in plan.images.values())
+    processed = sum({id(image): image.size for image, _ in plan.images.values()}.values())
     window = max(math.prod(np.maximum(plan.scaled(member), member.options.patch_size).tolist()) for member in members)
     predicting = FLOAT * (voxels * (1 + maps) + processed * 2 + window * (2 + 2 * maps))
     volumes = plan.scan.array.nbytes + max(predicting, NORMALISING * voxels)
@@ -202,7 +215,7 @@ def doubts(members: Sequence[Member], plan: Plan) -> list[str]:
 
 def _doubts(member: Member, plan: Plan) -> Iterator[str]:
     run, typical = f"run {member.exp}", member.typical
-    affine = plan.images[member.preprocessing][1].affine
+    affine = plan.images[member.exp][1].affine
     if typical is None:
         return
     code = orientation_of(affine)
@@ -225,7 +238,7 @@ def _doubts(member: Member, plan: Plan) -> Iterator[str]:
             f"the scan has {larger:.1f} times the voxels of {run}'s training volumes (of the LA set: crops around the "
             "atrium); a --roi around the structure keeps false ones out"
         )
-    elif whole and member.preprocessing.normalise == "zscore" and abs(typical["mean"] or 0) > CUT_MEAN:
+    elif plan.raw and whole and member.preprocessing.normalise == "zscore" and abs(typical["mean"] or 0) > CUT_MEAN:
         yield (
             f"{run} was trained on parts of scans, z-scored before they were cut out, and this scan is no larger than "
             "those; if it is a part, its intensities come out otherwise: give the whole scan and a --roi"
@@ -243,7 +256,7 @@ def predict_scan(members: Sequence[Member], plan: Plan, device: torch.device) ->
     """
     total: dict[str, np.ndarray] = {}
     for member in members:
-        image, placement = plan.images[member.preprocessing]
+        image, placement = plan.images[member.exp]
         box = plan.seen_box(member)
         for name, values in predict_volume(member.predictor, image[box], member.options, device).items():
             seen = np.full(placement.shape, OUTSIDE[name], dtype=np.float32)

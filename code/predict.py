@@ -1,6 +1,6 @@
 """Segment scans that nobody labeled, with one trained run or the mean of several.
 
-Reads NIfTI, NRRD, MetaImage and DICOM folders, prepares each scan as the run's training scans were, and writes a
+Reads NIfTI, NRRD, MetaImage and DICOM, prepares each scan as the run's training scans were, and writes a
 mask in the geometry of the scan, <output>/<case>.nii.gz, for a viewer to lay over it. predictions.csv has a row
 per scan: volume, whether it is empty or touches the border. The run folder is all that is needed: it may be copied
 to another machine.
@@ -21,7 +21,8 @@ import torch
 
 from dataloaders import region
 from dataloaders.batch import available_memory
-from dataloaders.scans import READABLE, case_id, find_scans, read_scan, write_scan
+from dataloaders.inputs import find_sources, read_source
+from dataloaders.scans import READABLE, write_scan
 from ensemble import (
     PROB,
     SDM,
@@ -89,7 +90,7 @@ def make_parser() -> ArgumentParser:
         "--format",
         choices=("nii.gz", "nrrd", "mha", "input"),
         default="nii.gz",
-        help="format to write; input: that of the scan, with .nii.gz for .nii and DICOM, .mha for .mhd",
+        help="format to write; input: that of the scan, with .nii.gz for .nii, DICOM and HDF5, .mha for .mhd",
     )
     existing = scans.add_mutually_exclusive_group()
     existing.add_argument(
@@ -141,7 +142,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if asked.export:
         return export(members, asked)
     region.require_roi(asked.roi)
-    scans = find_inputs(asked)
+    if not (asked.input and asked.output):
+        raise InputError("give --input and --output, or --export FILE.onnx")
+    scans = find_sources(flags.repository_path(asked.input))
     device = on_device(members)
     folder = flags.repository_path(asked.output)
     predictions = Predictions(folder, settings(members, asked), asked.resume, asked.overwrite)
@@ -185,25 +188,12 @@ def on_device(members: Sequence[Member]) -> torch.device:
     return device
 
 
-def find_inputs(asked: Namespace) -> dict[str, Path]:
-    """The scans to segment by case id."""
-    if not (asked.input and asked.output):
-        raise InputError("give --input and --output, or --export FILE.onnx")
-    path = flags.repository_path(asked.input)
-    if path.is_dir():
-        return find_scans(path)
-    case = case_id(path)
-    if case is None or not path.is_file():
-        raise InputError(f"--input {path} is no scan; give a file ({', '.join(READABLE)}) or a folder of scans")
-    return {case: path}
-
-
 def output_paths(folder: Path, case: str, scan: Path, asked: Namespace) -> dict[str, Path]:
     """Files to write for a scan: `mask`, and the maps of --save."""
     suffix = asked.format
     if suffix == "input":
-        own = "" if scan.is_dir() else scan.name[len(case) :].lower()
-        suffix = ONE_FILE.get(own, own.removeprefix(".")) or "nii.gz"
+        own = next((end for end in READABLE if scan.name.lower().endswith(end)), ".nii.gz")  # DICOM and HDF5 have none
+        suffix = ONE_FILE.get(own, own.removeprefix("."))
     maps = {name: folder / f"{case}_{name}.{suffix}" for name in asked.save}
     return {**maps, "mask": folder / f"{case}.{suffix}"}
 
@@ -219,7 +209,7 @@ def segment(
 ) -> dict[str, str]:
     """Segment one scan and write its files; the mask last, so that it stands for all. Returns its row."""
     start = time.perf_counter()
-    plan = make_plan(members, read_scan(scan_path), asked.roi)
+    plan = make_plan(members, read_source(scan_path), asked.roi)
     windows = count_windows(members, plan)
     announce(members, plan, windows)
     with Progress(windows, device) as progress:

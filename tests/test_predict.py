@@ -8,6 +8,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import nibabel as nib
 import numpy as np
 import onnxruntime
@@ -281,6 +282,24 @@ def test_from_training_to_a_mask(phantom, tmp_path):
     out = run(tmp_path / "run", scan, tmp_path / "out", "--save", "prob", "sdm", "--roi", "center")
     assert load(out / "scan.nii.gz").shape == read_image(phantom, "phantom_006").shape
     assert -1 <= load(out / "scan_sdm.nii.gz").min() < load(out / "scan_sdm.nii.gz").max() <= 1
+
+
+def test_prepared_cases_are_taken_as_they_are(make_run, tmp_path, capsys):
+    """An LA crop, whose intensities were normalised before it was cut out; without a label."""
+    array = blob((14, 12, 10)).astype(np.float32) / 200
+    for case in ("one", "two"):
+        (tmp_path / "LA" / case).mkdir(parents=True)
+        with h5py.File(tmp_path / "LA" / case / "mri_norm2.h5", "w") as file:
+            file["image"], file.attrs["spacing_mm"] = array, (1.0, 1.0, 1.5)
+    folder = make_run(typical_scan=TYPICAL | {"spacing_mm": [1.0, 1.0, 1.5], "mean": 0.9})
+    out = run(folder, tmp_path / "LA", tmp_path / "out", "--post", "none", "--format", "input")
+    np.testing.assert_array_equal(load(out / "one.nii.gz"), array > LEVEL)
+    np.testing.assert_allclose(nib.load(out / "two.nii.gz").affine, np.diag([-1, -1, 1.5, 1]))
+    assert "warning" not in capsys.readouterr().out
+    one = run(folder, tmp_path / "LA" / "two" / "mri_norm2.h5", tmp_path / "single")
+    assert list(rows_of(one)) == ["two"]
+    other = run(make_run("b", preprocessing={"orientation": "RAS"}), tmp_path / "LA", tmp_path / "other", status=1)
+    assert "prepared in another way than the training scans of run b" in rows_of(other)["one"]["error"]
 
 
 # --- several runs, several views
