@@ -61,6 +61,7 @@ class Engine:
         self.turns = method.turns()
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.amp == "fp16")
         self.preprocessing = preprocessing
+        self.typical_scan: dict[str, Any] | None = None  # of the training; what predict.py measures a scan by
         self.iteration = 0  # finished ones
         self.seconds = 0.0  # of training steps, over all resumptions
         self.peak_memory = 0.0  # GiB, the largest of the finished parts of a resumed run
@@ -72,6 +73,7 @@ class Engine:
 
     def train(self, store: CaseStore, journal: Journal) -> None:
         """Train up to --max_iterations. A signal, to whichever rank, saves the run and raises `Stopped` on all."""
+        self.typical_scan = store.typical_scan()
         self.ranks.share_weights(self.method)
         stream = BatchStream(self.options, store, self.split.labeled, self.split.unlabeled, self.ranks)
         loader = make_loader(stream, self.iteration, self.options.num_workers, self.device.type == "cuda")
@@ -239,6 +241,7 @@ class Engine:
                 "options": vars(self.options),
                 "cases": dataclasses.asdict(self.split),
                 "preprocessing": self.preprocessing,
+                "typical_scan": self.typical_scan,
                 "rng": runs.rng_state(),
             },
         )

@@ -1,11 +1,14 @@
 """README and docs hold what they say: commands run, in order, and the example is a complete ninth method."""
 
+import contextlib
 import importlib
 import re
 import shlex
 import shutil
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from methods import METHODS
@@ -14,11 +17,13 @@ from utils import options
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 DOCS = sorted((README.parent / "docs").glob("*.md"))
+PREDICT = README.parent / "docs" / "predict.md"
 SHORT = {  # what makes a command small enough for a test; the last of two equal flags wins
     "train": "--labelnum 2 --patch_size 32 32 32 --n_filters 2 --max_iterations 2 --scale 1 --num_workers 0 --amp off "
     "--device cpu --image_every 0",
     "test_LA": "--stride_xy 32 --stride_z 32 --device cpu --skip figures",
     "check_data": "--labelnum 2",
+    "predict": "--device cpu",
 }
 SHORT["train_dtml"] = SHORT["train"]
 
@@ -60,6 +65,20 @@ def test_every_command_runs_in_order(page, repository):
         name = Path(script).stem
         status = importlib.import_module(name).main([*flags, *SHORT.get(name, "").split()])
         assert not status, f"{script} {flags} ended with {status}"
+    if page == PREDICT:
+        onnx_example_agrees(repository)
+
+
+def onnx_example_agrees(repository: Path) -> None:
+    """The example of docs/predict.md computes the probability that predict.py writes."""
+    flags = "--exp mine --input raw/images/scan0.nii.gz --output predictions/check --save prob".split()
+    assert importlib.import_module("predict").main([*flags, *SHORT["predict"].split()]) == 0
+    (example,), namespace = blocks("python", PREDICT), {}
+    with contextlib.chdir(repository):
+        exec(example, namespace)  # noqa: S102  the example as it is printed
+    expected = np.asarray(nib.load(repository / "predictions" / "check" / "scan0_prob.nii.gz").dataobj)
+    np.testing.assert_allclose(namespace["prob"], expected, atol=1e-4)
+    assert expected.std() > 1e-3 and (repository / "predictions" / "mask.nii.gz").exists()
 
 
 def test_pages_with_commands_are_found():

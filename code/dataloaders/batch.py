@@ -7,12 +7,15 @@ import math
 import os
 import sys
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -21,12 +24,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from dataloaders import la_heart
 from dataloaders.augment import Size, apply_intensity, apply_transform, draw_transform, transposed
+from reporting.nifti import affine_ras
 from utils.distributed import ALONE, Ranks
 from utils.errors import InputError
 from utils.options import repository_path
 
 LABELED, UNLABELED = 0, 1  # names of the two streams in the random keys
 ORDER, CROP = 0, 1  # what a random key is for; without it, an order and a crop would share their random numbers
+TYPICAL_CASES = 100  # of thousands: opening each of them three times would delay the start
 MEMORY_SHARE = 0.6  # of the free memory that decoded cases may take before --cache ram falls back to none
 
 
@@ -121,6 +126,24 @@ class CaseStore:
             else:  # a crop does not show all faults of a label: look for them once
                 for _ in pool.map(partial(la_heart.read_label, self.root), labeled):
                     pass
+
+    def typical_scan(self) -> dict[str, Any]:
+        """What new scans are measured by: medians of `shape` (voxels, native) and `spacing_mm` along W, H, D, the most
+        frequent `orientation` of these axes, e.g. "LPS", and the median `mean` of the images.
+
+        The mean is 0 for scans that were z-scored as they are, another for parts of such scans; None without a cache.
+        Geometry is that of at most `TYPICAL_CASES` cases.
+        """
+        some = [*self.native][:: 1 + len(self.native) // TYPICAL_CASES]
+        geometries = [la_heart.read_geometry(self.root, name) for name in some]
+        orientations = ["".join(nib.aff2axcodes(affine_ras(*geometry))) for geometry in geometries]
+        means = [image.mean(dtype=np.float64) for image in self._images.values()]
+        return {
+            "shape": np.median([*self.native.values()], axis=0).tolist(),
+            "spacing_mm": np.median([spacing for spacing, _, _ in geometries], axis=0).tolist(),
+            "orientation": Counter(orientations).most_common(1)[0][0],
+            "mean": float(np.median(means)) if means else None,
+        }
 
     def _fits(self, processes: int) -> bool:
         voxels = {name: math.prod(shape) for name, shape in self.shapes.items()}

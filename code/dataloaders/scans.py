@@ -160,7 +160,7 @@ def write_scan(path: Path | str, array: np.ndarray, affine: np.ndarray) -> None:
     Args:
         path: ends in .nii.gz, .nrrd or .mha; its folder exists.
         array: (W, H, D); Boolean and integer values (0..255) are stored as uint8, floating ones as float32.
-        affine: (4, 4), voxel index to RAS millimetres. NRRD and MHA hold no shear: there it is a `ValueError`.
+        affine: (4, 4), voxel index to RAS millimetres. NRRD and MHA hold no shear: there it is an `InputError`.
     """
     path = Path(path)
     if not path.name.endswith(WRITABLE):
@@ -170,7 +170,7 @@ def write_scan(path: Path | str, array: np.ndarray, affine: np.ndarray) -> None:
         return
     scan = Scan(stored(array), np.asarray(affine, dtype=np.float64))
     if not np.allclose(scan.direction.T @ scan.direction, np.eye(3), atol=1e-4):
-        raise ValueError(f"{path.suffix} cannot hold the oblique axes {scan.direction.tolist()}; write .nii.gz")
+        raise InputError(f"{path}: {path.suffix} cannot hold the oblique axes of the scan; write .nii.gz")
     image = sitk.GetImageFromArray(np.ascontiguousarray(scan.array.transpose(2, 1, 0)))
     image.SetSpacing(scan.spacing_mm)
     image.SetOrigin(scan.origin_mm)

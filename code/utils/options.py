@@ -2,7 +2,9 @@
 
 import argparse
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from utils.presets import COMPAT, PRESETS
 from utils.schedules import RAMP_UNIT
@@ -215,15 +217,37 @@ def add_device_options(parser: ArgumentParser) -> None:
     group.add_argument("--compile", action="store_true", help="torch.compile the networks")
 
 
-def add_inference_options(parser: ArgumentParser) -> None:
-    """The sliding window and what is scored."""
-    group = parser.add_argument_group("inference")
+def add_window_arguments(group) -> None:
+    """The sliding window."""
     group.add_argument("--stride_xy", type=int, default=18, help="in-plane stride of the window, in voxels")
     group.add_argument("--stride_z", type=int, default=4, help="axial stride of the window, in voxels")
     group.add_argument(
         "--blend", choices=("uniform", "gaussian"), default="uniform", help="weight of a window's voxels"
     )
     group.add_argument("--window_batch", type=int, default=4, help="windows per forward pass")
+
+
+def add_protocol_argument(group, default: str) -> None:
+    """The sliding window by name."""
+    group.add_argument(
+        "--protocol",
+        choices=("paper", "fast"),
+        default=default,
+        help="paper: the strides and blend of the run; fast: steps of half a patch, Gaussian blend",
+    )
+
+
+def protocol_defaults(protocol: str, patch: Sequence[int]) -> dict[str, Any]:
+    """The window flags that --protocol stands for, for a patch (W, H, D): between those by hand and the run's own."""
+    if protocol == "paper":
+        return {}
+    return {"stride_xy": min(patch[:2]) // 2, "stride_z": patch[2] // 2, "blend": "gaussian"}
+
+
+def add_inference_options(parser: ArgumentParser) -> None:
+    """The sliding window and what is scored."""
+    group = parser.add_argument_group("inference")
+    add_window_arguments(group)
     group.add_argument("--head", help="output to report (default: the method's first); all are scored")
     group.add_argument(
         "--post",

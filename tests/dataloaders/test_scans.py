@@ -129,7 +129,7 @@ def test_what_cannot_be_written(tmp_path, array):
         write_scan(tmp_path / "no" / "a.nrrd", array > 0, np.eye(4))
     sheared = np.eye(4)
     sheared[0, 1] = 0.3
-    with pytest.raises(ValueError, match="oblique"):
+    with pytest.raises(InputError, match="oblique"):
         write_scan(tmp_path / "a.nrrd", array > 0, sheared)
     assert list(tmp_path.iterdir()) == []
 

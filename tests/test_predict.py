@@ -1,0 +1,632 @@
+"""The prediction command: masks lie over their scans, what a run folder alone decides, what is refused."""
+
+import csv
+import json
+import os
+import shutil
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import nibabel as nib
+import numpy as np
+import onnxruntime
+import pytest
+import SimpleITK as sitk
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import nn
+
+import predict
+import train
+from dataloaders.la_heart import read_image, read_spacing
+from methods import METHODS
+from methods.base import Method
+from utils import runs
+from utils.errors import run_script
+
+LEVEL = 1.0  # of the z-scored image
+SHAPE = (26, 22, 18)
+TYPICAL = {"shape": [12.0, 10.0, 9.0], "spacing_mm": [1.0, 1.0, 1.0], "orientation": "LPS", "mean": 0.0}
+
+
+class Bright(Method):
+    """Calls voxels above `level` foreground, with a map of the same sign; or, with a kernel, what a filter likes."""
+
+    outputs = ("seg", "dark")
+
+    def __init__(self, options: Namespace):
+        super().__init__(options)
+        self.level = nn.Parameter(torch.tensor(LEVEL))
+        self.kernel = nn.Parameter(torch.zeros(1, 1, 3, 3, 3))
+        self.kernel.data[..., 1, 1, 1] = 1
+
+    def predict(self, image, outputs=None):
+        bright = torch.sigmoid(4 * (F.conv3d(image, self.kernel, padding=1) - self.level))
+        probs = {"seg": bright, "dark": 1 - bright}
+        return {name: probs[name] for name in outputs or self.outputs}
+
+    def signed_maps(self, image):
+        return {"sdm": torch.tanh(self.level - image)}
+
+
+class Mapless(Bright):
+    """Without a signed distance map."""
+
+    def signed_maps(self, image):
+        return {}
+
+
+@pytest.fixture
+def make_run(tmp_path, monkeypatch, tiny_options) -> Callable[..., Path]:
+    """A run of `Bright`, as if trained on data that are gone; returns its folder."""
+    monkeypatch.setitem(METHODS, "supervised", Bright)
+    monkeypatch.setitem(METHODS, "dtml", Mapless)
+
+    def build(exp: str = "a", *flags: str, method: str = "supervised", **changes) -> Path:
+        where = ("--root_path", str(tmp_path / "gone"), "--model_path", str(tmp_path / "model"), "--exp", exp)
+        options = tiny_options(method, *where, *flags)
+        networks = METHODS[method](options).state_dict()
+        weights = {name: changes.pop(name) for name in set(networks) & set(changes)}
+        networks |= {name: torch.as_tensor(value, dtype=torch.float32) for name, value in weights.items()}
+        folder = tmp_path / "model" / exp
+        folder.mkdir(parents=True)
+        runs.write_json(folder / runs.OPTIONS, vars(options))
+        state = {"networks": networks, "options": vars(options), "iteration": 7, "typical_scan": TYPICAL, **changes}
+        runs.save_checkpoint(folder / runs.LAST, state)
+        return folder
+
+    return build
+
+
+def affine(seed: int, spacing=(1.0, 1.0, 1.0), order=(0, 1, 2)) -> np.ndarray:
+    """A geometry: a rotation about a random axis (none for seed 0), axes exchanged and flipped for odd seeds."""
+    rng = np.random.default_rng(seed)
+    turn = np.linalg.qr(rng.normal(size=(3, 3)))[0] if seed else np.eye(3)
+    matrix = np.eye(4)
+    matrix[:3, :3] = turn[:, list(order)] * ([-1, 1, 1] if seed % 2 else [1, 1, 1]) * spacing
+    matrix[:3, 3] = rng.normal(0, 40, 3)
+    return matrix
+
+
+def blob(shape=SHAPE, seed: int = 0, centre=(0.6, 0.45, 0.5)) -> np.ndarray:
+    """Int16 scan: a bright ellipsoid off the centre, a small bright spot apart, noise."""
+    axes = np.meshgrid(*(np.arange(n) / n for n in shape), indexing="ij")
+    distance = sum(((x - c) / r) ** 2 for x, c, r in zip(axes, centre, (0.2, 0.25, 0.22), strict=True))
+    image = 100 + 400 * (distance < 1) + np.random.default_rng(seed).normal(0, 10, shape)
+    image[1:3, 1:3, 1:3] = 500
+    return image.astype(np.int16)
+
+
+def write(path: Path, array: np.ndarray, matrix: np.ndarray) -> Path:
+    """A scan by the library of its format, not by ours."""
+    path.parent.mkdir(exist_ok=True, parents=True)
+    if path.name.endswith((".nii", ".nii.gz")):
+        nib.save(nib.Nifti1Image(array, matrix), path)
+        return path
+    image = sitk.GetImageFromArray(array.T)
+    spacing = np.linalg.norm(matrix[:3, :3], axis=0)
+    lps = np.diag([-1, -1, 1])
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin((lps @ matrix[:3, 3]).tolist())
+    image.SetDirection((lps @ matrix[:3, :3] / spacing).ravel().tolist())
+    sitk.WriteImage(image, str(path))
+    return path
+
+
+def z_scored(array: np.ndarray) -> np.ndarray:
+    return (array - array.mean(dtype=float)) / array.std(dtype=float)
+
+
+def run(folder: Path, scan: Path, out: Path, *flags: str, status: int = 0) -> Path:
+    """Segment with one run on the CPU; returns the output folder."""
+    where = ["--exp", folder.name, "--model_path", str(folder.parent), "--input", str(scan), "--output", str(out)]
+    assert predict.main([*where, "--device", "cpu", *flags]) == status
+    return out
+
+
+def rows_of(out: Path) -> dict[str, dict[str, str]]:
+    with open(out / runs.PREDICTIONS_CSV, newline="") as file:
+        return {row["case"]: row for row in csv.DictReader(file)}
+
+
+def load(path: Path) -> np.ndarray:
+    return np.asarray(nib.load(path).dataobj)
+
+
+def refused(capsys, *argv: str) -> str:
+    """The one line on stderr of a command that ends with status 2."""
+    with pytest.raises(SystemExit) as end:
+        run_script(lambda: predict.main([*argv, "--device", "cpu"]))
+    error = capsys.readouterr().err
+    assert end.value.code == 2
+    assert error.startswith("error: ") and error.count("\n") == 1, error
+    return error
+
+
+# --- the mask lies over the scan
+
+GEOMETRIES = {
+    "plain": affine(0),
+    "anisotropic": affine(0, (0.6, 0.7, 2.5)),
+    "flipped and rotated": affine(1, (0.7, 0.7, 1.5)),
+    "rotated, axes exchanged": affine(2, (1.2, 0.8, 0.9), (2, 1, 0)),
+    "flipped, axes exchanged": affine(3, (0.5, 1.5, 0.8), (1, 2, 0)),
+}
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd"])
+def test_a_mask_has_the_grid_of_its_scan(make_run, tmp_path, geometry, suffix):
+    matrix, array = GEOMETRIES[geometry], blob()
+    scan = write(tmp_path / f"heart{suffix}", array, matrix)
+    out = run(make_run(), scan, tmp_path / "out", "--post", "none")
+    mask = nib.load(out / "heart.nii.gz")
+    np.testing.assert_allclose(mask.affine, matrix, atol=1e-4)
+    np.testing.assert_array_equal(load(out / "heart.nii.gz"), z_scored(array) > LEVEL)
+    seen_by_itk, itk_scan = sitk.ReadImage(str(out / "heart.nii.gz")), sitk.ReadImage(str(scan))
+    assert seen_by_itk.GetSize() == itk_scan.GetSize()
+    for corner in ((0, 0, 0), (25, 0, 0), (0, 21, 0), (25, 21, 17)):
+        places = [image.TransformIndexToPhysicalPoint(corner) for image in (seen_by_itk, itk_scan)]
+        np.testing.assert_allclose(*places, atol=1e-3)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_after_resampling_the_mask_still_lies_over_the_scan(make_run, tmp_path, geometry):
+    matrix, array = GEOMETRIES[geometry], blob((52, 44, 36))
+    record = {"spacing_mm": [0.9, 0.8, 1.1], "orientation": "RAS"}
+    out = run(make_run(preprocessing=record), write(tmp_path / "heart.nrrd", array, matrix), tmp_path / "out")
+    mask = load(out / "heart.nii.gz").astype(bool)
+    body, _ = ndimage.label(z_scored(array) > LEVEL)
+    expected = body == body[31, 20, 18]
+    assert mask.shape == array.shape
+    assert 2 * (mask & expected).sum() / (mask.sum() + expected.sum()) > 0.93
+    apart = np.subtract(ndimage.center_of_mass(mask), ndimage.center_of_mass(expected))
+    assert np.abs(apart).max() < 0.15  # voxels
+
+
+@pytest.mark.parametrize(
+    "asked, source, written",
+    [
+        ("nrrd", "heart.nii", "heart.nrrd"),
+        ("mha", "heart.nrrd", "heart.mha"),
+        ("input", "heart.nrrd", "heart.nrrd"),
+        ("input", "heart.nii", "heart.nii.gz"),
+    ],
+)
+def test_formats(make_run, tmp_path, asked, source, written):
+    scan = write(tmp_path / source, blob(), GEOMETRIES["flipped and rotated"])
+    out = run(make_run(), scan, tmp_path / "out", "--format", asked, "--post", "none")
+    image = sitk.ReadImage(str(out / written))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image).T, z_scored(blob()) > LEVEL)
+    np.testing.assert_allclose(image.GetOrigin(), sitk.ReadImage(str(scan)).GetOrigin(), atol=1e-3)
+    assert rows_of(out)["heart"]["output"] == written
+
+
+def test_a_sheared_scan_keeps_its_grid_where_the_format_can_hold_it(make_run, tmp_path):
+    sheared = affine(1)
+    sheared[:3, 0] += 0.3 * sheared[:3, 1]
+    scan, folder = write(tmp_path / "heart.nii.gz", blob(), sheared), make_run()
+    np.testing.assert_allclose(nib.load(run(folder, scan, tmp_path / "a") / "heart.nii.gz").affine, sheared, atol=1e-4)
+    out = run(folder, scan, tmp_path / "b", "--format", "nrrd", status=1)
+    assert "cannot hold the oblique axes of the scan; write .nii.gz" in rows_of(out)["heart"]["error"]
+
+
+def test_maps_by_flag(make_run, tmp_path):
+    array = blob()
+    scan = write(tmp_path / "heart.nii.gz", array, affine(1))
+    out = run(make_run(), scan, tmp_path / "out", "--save", "prob", "sdm")
+    prob, sdm = (load(out / f"heart_{name}.nii.gz") for name in ("prob", "sdm"))
+    np.testing.assert_allclose(prob, 1 / (1 + np.exp(-4 * (z_scored(array) - LEVEL))), atol=1e-5)
+    np.testing.assert_allclose(sdm, np.tanh(LEVEL - z_scored(array)), atol=1e-5)
+    assert nib.load(out / "heart_prob.nii.gz").get_data_dtype() == np.float32
+    plain = run(make_run("b"), scan, tmp_path / "plain")
+    assert not list(plain.glob("*_prob*")) and not list(plain.glob("*_sdm*"))
+
+
+def test_the_largest_component_is_the_default(make_run, tmp_path):
+    array = blob()
+    scan, folder = write(tmp_path / "heart.nii.gz", array, affine(0)), make_run("a", "--post", "none")
+    alone = load(run(folder, scan, tmp_path / "lcc") / "heart.nii.gz")
+    both = load(run(folder, scan, tmp_path / "none", "--post", "none") / "heart.nii.gz")
+    parts, count = ndimage.label(both, np.ones((3, 3, 3)))
+    assert count == 2 and both[1, 1, 1] and not alone[1, 1, 1]
+    np.testing.assert_array_equal(alone, parts == np.bincount(parts.ravel())[1:].argmax() + 1)
+
+
+# --- what the run decides
+
+
+def test_a_run_folder_copied_elsewhere_suffices(make_run, tmp_path):
+    folder = make_run("a", "--head", "dark", "--scale", "0.5")
+    moved = shutil.copytree(folder, tmp_path / "other machine" / "renamed")
+    shutil.rmtree(folder.parent)
+    scan = write(tmp_path / "heart.nii.gz", blob(), affine(0))
+    out = run(moved, scan, tmp_path / "out")
+    made_with = json.loads((out / runs.PREDICTIONS_JSON).read_text())["runs"][0]
+    assert (made_with["exp"], made_with["head"], made_with["scale"]) == ("renamed", "dark", 0.5)
+    assert load(out / "heart.nii.gz")[0, 0, 10] and not load(out / "heart.nii.gz")[15, 10, 9]
+    assert load(run(moved, scan, tmp_path / "seg", "--head", "seg") / "heart.nii.gz")[15, 10, 9]
+
+
+def test_window_settings_by_hand_before_protocol_before_run(make_run, tmp_path):
+    folder = make_run("a", "--patch_size", "48", "32", "40", "--stride_xy", "7", "--stride_z", "5")
+
+    def windows(*argv: str) -> tuple:
+        trained = runs.load_checkpoint(folder / runs.LAST)["options"]
+        options = predict.parse_options(["--exp", "a", *argv], "a", trained)
+        return options.stride_xy, options.stride_z, options.blend
+
+    assert windows() == windows("--protocol", "fast") == (16, 20, "gaussian")
+    assert windows("--protocol", "paper") == (7, 5, "uniform")
+    assert windows("--stride_z", "3", "--blend", "uniform") == (16, 3, "uniform")
+    assert windows("--protocol", "paper", "--stride_xy", "9") == (9, 5, "uniform")
+
+
+def test_from_training_to_a_mask(phantom, tmp_path):
+    """A real network, by the commands themselves; the scan is one that has no label."""
+    where = ["--root_path", str(phantom), "--model_path", str(tmp_path), "--exp", "run", "--device", "cpu"]
+    small = "--preset demo --patch_size 32 32 32 --n_filters 2 --batch_size 2 --labelnum 3 --image_every 0".split()
+    assert train.main(["--method", "dtc", *small, *where, "--max_iterations", "1"]) == 0
+    scan = write(tmp_path / "scan.nrrd", read_image(phantom, "phantom_006"), affine(0))
+    state = runs.load_checkpoint(tmp_path / "run" / runs.LAST)
+    images = [read_image(phantom, case) for case in (*state["cases"]["labeled"], *state["cases"]["unlabeled"])]
+    assert state["typical_scan"] == {
+        "shape": np.median([image.shape for image in images], axis=0).tolist(),
+        "spacing_mm": list(read_spacing(phantom, "phantom_000")),
+        "orientation": "LPS",
+        "mean": pytest.approx(np.median([image.mean() for image in images]), abs=1e-5),
+    }
+    out = run(tmp_path / "run", scan, tmp_path / "out", "--save", "prob", "sdm", "--roi", "center")
+    assert load(out / "scan.nii.gz").shape == read_image(phantom, "phantom_006").shape
+    assert -1 <= load(out / "scan_sdm.nii.gz").min() < load(out / "scan_sdm.nii.gz").max() <= 1
+
+
+def test_prepared_cases_are_taken_as_they_are(make_run, tmp_path, capsys):
+    """An LA crop, whose intensities were normalised before it was cut out; without a label."""
+    array = blob((14, 12, 10)).astype(np.float32) / 200
+    for case in ("one", "two"):
+        (tmp_path / "LA" / case).mkdir(parents=True)
+        with h5py.File(tmp_path / "LA" / case / "mri_norm2.h5", "w") as file:
+            file["image"], file.attrs["spacing_mm"] = array, (1.0, 1.0, 1.5)
+    folder = make_run(typical_scan=TYPICAL | {"spacing_mm": [1.0, 1.0, 1.5], "mean": 0.9})
+    out = run(folder, tmp_path / "LA", tmp_path / "out", "--post", "none", "--format", "input")
+    np.testing.assert_array_equal(load(out / "one.nii.gz"), array > LEVEL)
+    np.testing.assert_allclose(nib.load(out / "two.nii.gz").affine, np.diag([-1, -1, 1.5, 1]))
+    assert "warning" not in capsys.readouterr().out
+    one = run(folder, tmp_path / "LA" / "two" / "mri_norm2.h5", tmp_path / "single")
+    assert list(rows_of(one)) == ["two"]
+    other = run(make_run("b", preprocessing={"orientation": "RAS"}), tmp_path / "LA", tmp_path / "other", status=1)
+    assert "prepared in another way than the training scans of run b" in rows_of(other)["one"]["error"]
+
+
+# --- several runs, several views
+
+
+def test_an_ensemble_is_the_mean_of_its_members(make_run, tmp_path):
+    scan = write(tmp_path / "heart.nii.gz", blob(), affine(1, (0.7, 0.7, 1.5)))
+    make_run("a"), make_run("b", level=2.0), make_run("c", preprocessing={"spacing_mm": [1.0, 1.0, 1.0]})
+    where = ["--model_path", str(tmp_path / "model"), "--input", str(scan), "--device", "cpu", "--save", "prob", "sdm"]
+    maps = {}
+    for exps in ("a", "b", "c", "abc"):
+        assert predict.main(["--exp", *exps, "--output", str(tmp_path / exps), *where]) == 0
+        maps[exps] = [load(tmp_path / exps / f"heart_{name}.nii.gz") for name in ("prob", "sdm")]
+    for index in range(2):
+        expected = np.mean([maps[exp][index] for exp in "abc"], axis=0)
+        np.testing.assert_allclose(maps["abc"][index], expected, atol=1e-6)
+        assert np.abs(maps["abc"][index] - maps["a"][index]).max() > 0.1
+    np.testing.assert_array_equal(
+        load(tmp_path / "abc" / "heart.nii.gz"), predict.largest_component(maps["abc"][0] > 0.5)
+    )
+
+
+def turned(array: np.ndarray, turns: int, flip: int | None) -> np.ndarray:
+    array = np.rot90(array, turns)
+    return array if flip is None else np.flip(array, flip)
+
+
+@pytest.mark.parametrize(
+    "tta, views",
+    [
+        ("flips", [(0, None), (0, 0), (0, 1), (2, None)]),
+        ("all", [(turns, flip) for turns in range(4) for flip in (None, 0)]),
+    ],
+)
+def test_views_are_averaged_and_turn_with_the_scan(make_run, tmp_path, tta, views):
+    """Oracle: predictions of turned scans, turned back; a filter that knows left from right."""
+    kernel = np.zeros((1, 1, 3, 3, 3))
+    kernel[0, 0, 1, 1, 1], kernel[0, 0, 2, 1, 1], kernel[0, 0, 1, 0, 1] = 1, 0.8, -0.5
+    folder, array = make_run("a", "--patch_size", "32", "32", "32", kernel=kernel), blob((24, 24, 18))
+
+    def prob(name: str, array: np.ndarray, *flags: str) -> np.ndarray:
+        scan = write(tmp_path / f"{name}.nii.gz", np.ascontiguousarray(array), affine(0))
+        return load(run(folder, scan, tmp_path / name, "--save", "prob", *flags) / f"{name}_prob.nii.gz")
+
+    single = [prob(f"view{i}", turned(array, *view)) for i, view in enumerate(views)]
+    back = [
+        np.rot90(p if flip is None else np.flip(p, flip), -turns)
+        for p, (turns, flip) in zip(single, views, strict=True)
+    ]
+    mean = prob("mean", array, "--tta", tta)
+    np.testing.assert_allclose(mean, np.mean(back, axis=0), atol=1e-5)
+    assert np.abs(mean - back[0]).max() > 0.1
+    for i, view in enumerate(views):
+        np.testing.assert_allclose(
+            prob(f"again{i}", turned(array, *view), "--tta", tta), turned(mean, *view), atol=1e-5
+        )
+
+
+def test_the_flag_without_a_value_means_flips():
+    assert predict.make_parser().parse_args(["--exp", "a", "--tta"]).tta == "flips"
+
+
+# --- region of interest
+
+
+def test_a_box_restricts_the_mask_and_changes_nothing_within(make_run, tmp_path):
+    array, folder = blob(), make_run()
+    scan = write(tmp_path / "heart.nii.gz", array, affine(3, (0.7, 1.1, 2.0), (1, 2, 0)))
+    out = run(folder, scan, tmp_path / "box", "--roi", "14:24,2:12,5:", "--save", "prob", "sdm", "--post", "none")
+    expected = np.zeros(SHAPE, bool)
+    expected[14:24, 2:12, 5:] = (z_scored(array) > LEVEL)[14:24, 2:12, 5:]  # scored as a whole, not as a box
+    np.testing.assert_array_equal(load(out / "heart.nii.gz"), expected)
+    outside = np.ones(SHAPE, bool)
+    outside[14:24, 2:12, 5:] = False
+    assert not load(out / "heart_prob.nii.gz")[outside].any() and (load(out / "heart_sdm.nii.gz")[outside] == 1).all()
+
+
+def test_a_box_on_a_resampled_grid_is_cut_at_the_voxels_that_were_named(make_run, tmp_path):
+    array = blob()
+    folder = make_run(preprocessing={"spacing_mm": [1.4, 0.9, 1.3], "orientation": "LPI"}, level=-9.0)
+    scan = write(tmp_path / "heart.nii.gz", array, affine(3, (0.7, 1.1, 2.0), (1, 2, 0)))
+    mask = load(run(folder, scan, tmp_path / "box", "--roi", "3:9,2:12,5:16") / "heart.nii.gz")
+    assert mask[3:9, 2:12, 5:16].all() and mask.sum() == 6 * 10 * 11
+
+
+def test_the_central_box_has_the_size_of_the_training_volumes(make_run, tmp_path):
+    folder = make_run(level=-9.0)  # everything is foreground
+    scan = write(tmp_path / "heart.nii.gz", blob(), affine(0))
+    mask = load(run(folder, scan, tmp_path / "out", "--roi", "center") / "heart.nii.gz")
+    assert mask[7:19, 6:16, 4:13].all() and mask.sum() == 12 * 10 * 9
+    old = make_run("old", typical_scan=None)
+    run(old, scan, tmp_path / "old", "--roi", "center", status=1)
+    assert "does not know the size of its training volumes" in rows_of(tmp_path / "old")["heart"]["error"]
+
+
+# --- predictions.csv
+
+
+def test_rows(make_run, tmp_path):
+    matrix, folder = affine(1, (0.5, 0.8, 2.0)), make_run()
+    assert np.linalg.det(matrix[:3, :3]) < 0
+    write(tmp_path / "scans" / "inside.nii.gz", blob(), matrix)
+    write(tmp_path / "scans" / "border.nrrd", blob(centre=(0.6, 0.45, 0.9)), matrix)
+    write(tmp_path / "scans" / "nothing.mha", np.where(blob() > 300, -300, blob()), matrix)
+    out = run(folder, tmp_path / "scans", tmp_path / "out", "--format", "mha")
+    rows = rows_of(out)
+    assert list(rows) == ["border", "inside", "nothing"]
+    counted = sitk.GetArrayFromImage(sitk.ReadImage(str(out / "inside.mha"))).sum()
+    assert float(rows["inside"]["volume_ml"]) == pytest.approx(counted * 0.5 * 0.8 * 2.0 / 1000, abs=1e-3)
+    assert rows["inside"]["file"] == str(tmp_path / "scans" / "inside.nii.gz")
+    assert {case: (row["empty"], row["touches_border"], row["error"]) for case, row in rows.items()} == {
+        "border": ("no", "yes", ""),
+        "inside": ("no", "no", ""),
+        "nothing": ("yes", "no", ""),
+    }
+    assert float(rows["nothing"]["volume_ml"]) == 0 and all(float(row["seconds"]) >= 0 for row in rows.values())
+
+
+def test_a_cut_by_the_box_counts_as_border(make_run, tmp_path):
+    scan = write(tmp_path / "heart.nii.gz", blob(), affine(0))
+    out = run(make_run(), scan, tmp_path / "out", "--roi", "15:,:,:")
+    assert rows_of(out)["heart"]["touches_border"] == "yes"
+
+
+def test_a_broken_scan_costs_no_other_its_mask(make_run, tmp_path, capsys):
+    scans = tmp_path / "scans"
+    for name in "abd":
+        write(scans / f"{name}.nii.gz", blob(), affine(0))
+    (scans / "c.nii.gz").write_bytes(b"no scan")
+    os.truncate(scans / "b.nii.gz", 1000)
+    folder = make_run()
+    out = run(folder, scans, tmp_path / "out", status=1)
+    rows = rows_of(out)
+    assert [case for case, row in rows.items() if row["error"]] == ["b", "c"] and len(rows) == 4
+    assert str(scans / "c.nii.gz") in rows["c"]["error"] and rows["c"]["output"] == ""
+    assert sorted(path.name for path in out.iterdir() if path.suffix == ".gz") == ["a.nii.gz", "d.nii.gz"]
+    error = capsys.readouterr().err
+    assert "c.nii.gz is damaged" in error and "2 of 4 scans failed (b, c)" in error
+    write(scans / "b.nii.gz", blob(), affine(0)), (scans / "c.nii.gz").unlink()
+    before = (out / "a.nii.gz").stat().st_mtime_ns
+    run(folder, scans, out, "--resume")
+    assert (out / "b.nii.gz").exists() and (out / "a.nii.gz").stat().st_mtime_ns == before
+    assert "2 of 3 scans are segmented already" in capsys.readouterr().out
+
+
+def test_a_mask_of_before_does_not_stand_for_a_scan_that_failed(make_run, tmp_path):
+    scan, folder, out = write(tmp_path / "heart.nii.gz", blob(), affine(0)), make_run(), tmp_path / "out"
+    run(folder, scan, out)
+    scan.write_bytes(b"no scan")
+    run(folder, scan, out, "--overwrite", status=1)
+    write(scan, blob(seed=1), affine(0))
+    run(folder, scan, out, "--resume")
+    assert rows_of(out)["heart"]["error"] == ""
+
+
+# --- what is there already
+
+
+def test_predictions_are_never_replaced_unasked(make_run, tmp_path, capsys):
+    scan, folder, out = write(tmp_path / "heart.nii.gz", blob(), affine(0)), make_run(), tmp_path / "out"
+    argv = ["--exp", "a", "--model_path", str(folder.parent), "--input", str(scan), "--output", str(out)]
+    run(folder, scan, out)
+    assert "give --resume, --overwrite or another --output" in refused(capsys, *argv)
+    assert "made with other settings (post" in refused(capsys, *argv, "--resume", "--post", "none")
+    run(folder, scan, out, "--overwrite", "--post", "none")
+    assert load(out / "heart.nii.gz")[1, 1, 1]
+    elsewhere = write(tmp_path / "b" / "heart.nii.gz", blob(), affine(0))
+    argv[5] = str(elsewhere)
+    assert f"is of {scan}, not of {elsewhere}" in refused(capsys, *argv, "--resume", "--post", "none")
+
+
+def test_files_of_others_and_scans_are_never_replaced(make_run, tmp_path, capsys):
+    scan, folder = write(tmp_path / "scans" / "heart.nii.gz", blob(), affine(0)), make_run()
+    argv = ["--exp", "a", "--model_path", str(folder.parent), "--input", str(scan), "--output"]
+    for flags in ([], ["--overwrite"], ["--resume"]):
+        assert "would overwrite a scan" in refused(capsys, *argv, str(scan.parent), *flags)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "heart.nii.gz").write_text("mine")
+    assert "heart.nii.gz exists; give --overwrite" in refused(capsys, *argv, str(tmp_path / "out"))
+    assert (tmp_path / "out" / "heart.nii.gz").read_text() == "mine" and len(list((tmp_path / "out").iterdir())) == 1
+
+
+def test_two_scans_that_would_share_an_output(make_run, tmp_path, capsys):
+    for name in ("a", "a_prob"):
+        write(tmp_path / "scans" / f"{name}.nii.gz", blob(), affine(0))
+    argv = ["--exp", make_run().name, "--model_path", str(tmp_path / "model"), "--input", str(tmp_path / "scans")]
+    assert "would be written for two scans" in refused(capsys, *argv, "--output", str(tmp_path / "o"), "--save", "prob")
+
+
+# --- what is said
+
+
+def test_work_and_memory_are_announced(make_run, tmp_path, capsys):
+    scan = write(tmp_path / "heart.nii.gz", blob((60, 40, 40)), affine(0, (1, 1, 1)))
+    run(make_run(), scan, tmp_path / "out", "--window_batch", "2", "--save", "sdm")
+    out = capsys.readouterr().out
+    assert "60 x 40 x 40 voxels of 1 x 1 x 1 mm; 12 windows; memory about" in out  # starts 0 16 28, 0 8, 0 8
+    assert out.index("12 windows") < out.index(" left\n") < out.index(" mL")
+    assert "1 of 1 scans segmented" in out
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--roi", "1:51,3:,:20", "--window_batch", "3"),
+        ("--protocol", "paper", "--tta"),
+        ("--stride_xy", "9", "--stride_z", "5"),
+    ],
+)
+def test_the_announced_windows_are_those_that_are_computed(make_run, tmp_path, monkeypatch, flags):
+    counted = []
+
+    class Watched(predict.Progress):
+        def __exit__(self, *error):
+            counted.append((self.bar.total, self.done))
+            super().__exit__(*error)
+
+    monkeypatch.setattr(predict, "Progress", Watched)
+    scan = write(tmp_path / "heart.nii.gz", blob((90, 70, 44)), affine(0, (1.1, 1.3, 0.7)))
+    folders = [make_run("a", "--scale", "0.7"), make_run("b", preprocessing={"spacing_mm": [1.0, 1.0, 1.0]})]
+    run(folders[0], scan, tmp_path / "one", *flags), run(folders[1], scan, tmp_path / "two", *flags)
+    assert len(counted) == 2 and all(announced == done > 1 for announced, done in counted)
+
+
+@pytest.mark.parametrize(
+    "matrix, shape, words",
+    [
+        (affine(0), (30, 30, 30), "25.0 times the voxels"),
+        (affine(0, (1, 1, 1.3)), SHAPE, "voxels of 1 x 1 x 1.3 mm, but 1 x 1 x 1 mm in run a's training"),
+        (affine(0, order=(2, 0, 1)), SHAPE, "another direction (SRA) than in run a's training (LPS)"),
+    ],
+)
+def test_doubts(make_run, tmp_path, capsys, matrix, shape, words):
+    folder = make_run()
+    run(folder, write(tmp_path / "odd.nii.gz", blob(shape), matrix), tmp_path / "odd")
+    assert words in capsys.readouterr().out
+    run(folder, write(tmp_path / "usual.nii.gz", blob((14, 12, 10)), affine(0)), tmp_path / "usual")
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_a_part_of_a_scan_is_not_what_a_run_on_parts_of_scans_expects(make_run, tmp_path, capsys):
+    part = write(tmp_path / "part.nii.gz", blob((14, 12, 10)), affine(0))
+    on_parts = {"typical_scan": TYPICAL | {"mean": 0.9}}
+    run(make_run("a", **on_parts), part, tmp_path / "a")
+    assert "run a was trained on parts of scans" in capsys.readouterr().out
+    run(
+        make_run("b", **on_parts),
+        write(tmp_path / "whole.nii.gz", blob(), affine(0)),
+        tmp_path / "b",
+        "--roi",
+        "center",
+    )
+    run(make_run("c", **on_parts, preprocessing={"normalise": "percentile"}), part, tmp_path / "c")
+    run(make_run("d"), part, tmp_path / "d")
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_a_scan_that_memory_cannot_hold(make_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "available_memory", lambda: 1000)
+    scan = write(tmp_path / "heart.nii.gz", blob(), affine(0))
+    run(make_run(), scan, tmp_path / "out", status=1)
+    assert "give a smaller --roi" in rows_of(tmp_path / "out")["heart"]["error"]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")])
+def test_out_of_memory_is_one_sentence(make_run, tmp_path, monkeypatch, error):
+    def full(*args):
+        raise error
+
+    monkeypatch.setattr(predict, "predict_scan", full)
+    out = run(make_run(), write(tmp_path / "heart.nii.gz", blob(), affine(0)), tmp_path / "out", status=1)
+    assert rows_of(out)["heart"]["error"] == "out of memory on cpu; give --roi, or lower --window_batch"
+
+
+# --- bad input
+
+
+def test_refusals(make_run, tmp_path, capsys, monkeypatch):
+    folder = make_run()
+    make_run("b", method="dtml")
+    scan = write(tmp_path / "heart.nii.gz", blob(), affine(0))
+    where = ["--model_path", str(folder.parent), "--output", str(tmp_path / "out")]
+    here = [*where, "--input", str(scan), "--exp"]
+    assert "no run 'z'" in refused(capsys, *here, "a", "z")
+    assert "give --input and --output, or --export" in refused(capsys, *where, "--exp", "a")
+    assert "is no scan; give a file" in refused(capsys, *where, "--exp", "a", "--input", str(tmp_path / "none.nii"))
+    assert "is no scan; give a file" in refused(capsys, *where, "--exp", "a", "--input", str(folder / runs.LAST))
+    assert "holds no scan" in refused(capsys, *where, "--exp", "a", "--input", str(folder))
+    assert "must be full, center or x0:x1" in refused(capsys, *here, "a", "--roi", "middle")
+    assert "--head far is not among the outputs of a: seg, dark" in refused(capsys, *here, "a", "--head", "far")
+    assert "dtml of b has no signed distance map" in refused(capsys, *here, "a", "b", "--save", "sdm")
+    assert "--stride_xy 0 must be at least 1" in refused(capsys, *here, "a", "--stride_xy", "0")
+    make_run("c")
+    monkeypatch.delitem(METHODS, "supervised")
+    assert "is of method supervised, which is not among METHODS: asdnet, " in refused(capsys, *here, "c")
+    assert not (tmp_path / "out").exists()
+
+
+def test_windows_that_leave_gaps(make_run, tmp_path):
+    scan = write(tmp_path / "heart.nii.gz", blob(), affine(0))
+    out = run(make_run(), scan, tmp_path / "gaps", "--stride_z", "33", status=1)
+    assert "leave gaps" in rows_of(out)["heart"]["error"]
+
+
+# --- ONNX
+
+
+def test_an_exported_network_says_how_to_use_it(make_run, tmp_path, capsys):
+    folder, path = make_run(preprocessing={"spacing_mm": [1.0, 1.0, 2.0]}, level=0.5), tmp_path / "x" / "a.onnx"
+    argv = ["--exp", "a", "--model_path", str(folder.parent), "--head", "dark", "--export", str(path)]
+    assert predict.main(argv) == 0
+    assert "opset 18; on a random patch onnxruntime differs from PyTorch by" in capsys.readouterr().out
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    image = np.random.default_rng(0).normal(size=(2, 1, 32, 48, 32)).astype(np.float32)
+    (dark,) = session.run(None, {"image": image})
+    np.testing.assert_allclose(dark, 1 / (1 + np.exp(4 * (image - 0.5))), atol=1e-5)
+    said = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    assert said["preprocessing"]["spacing_mm"] == [1.0, 1.0, 2.0] and said["preprocessing"]["normalise"] == "zscore"
+    assert (said["patch_size"], said["stride_xy"], said["scale"]) == ([32, 32, 32], 16, 1.0)
+    assert (said["head"], said["threshold"]) == ("dark", 0.5) and "Not for clinical use" in said["notice"]
+
+
+def test_refusals_of_an_export(make_run, tmp_path, capsys):
+    make_run("a"), make_run("b")
+    (tmp_path / "a.onnx").write_text("mine")
+    argv = ["--model_path", str(tmp_path / "model"), "--export", str(tmp_path / "a.onnx"), "--exp"]
+    assert "exists; give --overwrite" in refused(capsys, *argv, "b")
+    assert "one run; name one with --exp" in refused(capsys, *argv, "a", "b")
+    assert "must end in .onnx" in refused(capsys, *argv, "b", "--export", "b.pt")
+    assert (tmp_path / "a.onnx").read_text() == "mine"
