@@ -47,7 +47,8 @@ def flags_of(parser: ArgumentParser) -> list[argparse.Action]:
 
 
 def test_the_scripts_are_those_that_are_promised():
-    promised = {"train", "train_dtml", "test_LA", "make_phantom", "check_data", "prepare_LA", "prepare_scans"}
+    promised = {"train", "train_dtml", "test_LA", "predict"}
+    promised |= {"make_phantom", "check_data", "prepare_LA", "prepare_scans"}
     assert promised <= set(SCRIPTS)
 
 
