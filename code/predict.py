@@ -70,7 +70,9 @@ def make_parser() -> ArgumentParser:
     run.add_argument("--weights", choices=("last", "best_val"), default="last", help="checkpoint to use")
     scans = parser.add_argument_group("scans")
     scans.add_argument(
-        "--input", metavar="SCAN", help="a scan (.nii.gz, .nrrd, .mha, DICOM folder), or a folder of them"
+        "--input",
+        metavar="SCAN",
+        help="a scan (.nii.gz, .nrrd, .mha, DICOM folder), a folder of them, or a data folder of prepared HDF5 cases",
     )
     scans.add_argument("--output", metavar="DIR", help="folder to write; made if needed")
     scans.add_argument(
