@@ -1,6 +1,8 @@
 """Choice of device, precision and memory format; GPUs are pretended, so that their branches run everywhere."""
 
 import os
+import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from networks.vnet import VNet
 from utils import device
 from utils.device import memory_format, peak_memory_gib, pick_device, place, precision, set_determinism
 from utils.errors import InputError
+from utils.options import REPOSITORY
 
 
 def asked(device: str | None = None, gpu: int | None = None, amp: str = "off", compile: bool = False) -> Namespace:
