@@ -19,14 +19,25 @@ def conv_norm_relu(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
 
     Args: x, (B, C, W, H, D).
     """
-    batch_statistics = isinstance(norm, nn.BatchNorm3d) and norm.training
-    if not batch_statistics or x.device.type != "cpu" or torch.compiler.is_compiling():
-        return F.relu(norm(conv(x)), inplace=True)
     convolve = F.conv_transpose3d if isinstance(conv, nn.ConvTranspose3d) else F.conv3d
+    batch_norm = isinstance(norm, nn.BatchNorm3d)
+    if batch_norm and not norm.training and not torch.is_grad_enabled():
+        weight, bias = _with_norm(conv, norm)
+        return F.relu(convolve(x, weight, bias, stride=conv.stride, padding=conv.padding), inplace=True)
+    if not (batch_norm and norm.training) or x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.relu(norm(conv(x)), inplace=True)
     x = convolve(x, conv.weight, stride=conv.stride, padding=conv.padding)
     norm.num_batches_tracked.add_(1)
     statistics = norm.running_mean, norm.running_var, norm.momentum, norm.eps
     return _BatchNormReLU.apply(x, conv.bias, norm.weight, norm.bias, *statistics)
+
+
+def _with_norm(conv: nn.Module, norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the one convolution that convolution and norm are in evaluation."""
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    channels = 1 if isinstance(conv, nn.ConvTranspose3d) else 0  # the axis of the output's channels
+    shape = [-1 if axis == channels else 1 for axis in range(5)]
+    return conv.weight * scale.view(shape), (conv.bias - norm.running_mean) * scale + norm.bias
 
 
 class _BatchNormReLU(torch.autograd.Function):

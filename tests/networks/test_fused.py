@@ -51,12 +51,17 @@ def test_folded_form_is_what_full_resolution_takes():
     assert not fused._folds(torch.zeros(1, 8, 3, 3, 3).contiguous(memory_format=CHANNELS_LAST))
 
 
-def test_evaluation_uses_running_statistics_and_leaves_them():
-    conv, norm = nn.Conv3d(1, 8, 3, padding=1), nn.BatchNorm3d(8).eval()
-    norm.running_mean.normal_()
+@pytest.mark.parametrize("kind", [nn.Conv3d, nn.ConvTranspose3d])
+@pytest.mark.parametrize("grad", [False, True])
+def test_evaluation_uses_running_statistics_and_leaves_them(kind, grad):
+    conv, norm = kind(4, 8, 2, stride=2), nn.BatchNorm3d(8).eval()
+    for values in (norm.running_mean, norm.weight.data, norm.bias.data):
+        values.normal_()
+    norm.running_var.uniform_(0.5, 2)
     before = copy.deepcopy(norm.state_dict())
-    x = torch.randn(1, 1, 8, 8, 8)
-    torch.testing.assert_close(fused.conv_norm_relu(conv, norm, x), plain(conv, norm, x))
+    x = torch.randn(1, 4, 8, 8, 8)
+    with torch.set_grad_enabled(grad):
+        torch.testing.assert_close(fused.conv_norm_relu(conv, norm, x), plain(conv, norm, x), rtol=1e-5, atol=1e-5)
     assert all(torch.equal(value, before[key]) for key, value in norm.state_dict().items())
 
 
