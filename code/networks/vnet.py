@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from networks.fused import Pointwise, conv_norm_relu
+
 HEAD_CHANNELS = {"seg": 1, "sdm": 1, "softmax": 2}
 STRIDE = 16  # four halvings: what each axis must be a multiple of
 MIN_PATCH = 32  # below this the deepest feature map has one voxel per axis and batch norm degenerates
@@ -29,6 +31,15 @@ def _norm(kind: str, channels: int) -> nn.Module:
 
 def _layer(conv: nn.Module, norm: str) -> list[nn.Module]:
     return [conv, _norm(norm, conv.out_channels), nn.ReLU(inplace=True)]
+
+
+class Layers(nn.Sequential):
+    """Convolution, norm, ReLU, and again, each norm and its ReLU in one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv, norm in zip(self[::3], self[1::3], strict=True):
+            x = conv_norm_relu(conv, norm, x)
+        return x
 
 
 class VNet(nn.Module):
@@ -55,28 +66,28 @@ class VNet(nn.Module):
         super().__init__()
         depths, widths = (1, 2, 3, 3, 3), [n_filters * 2**level for level in range(5)]
 
-        def block(depth: int, width: int, in_channels: int | None = None) -> nn.Sequential:
+        def block(depth: int, width: int, in_channels: int | None = None) -> Layers:
             layers: list[nn.Module] = []
             for index in range(depth):
                 source = in_channels if index == 0 and in_channels else width
                 layers += _layer(nn.Conv3d(source, width, 3, padding=1), norm)
-            return nn.Sequential(*layers)
+            return Layers(*layers)
 
         self.encoder = nn.ModuleList(
             block(depth, width, 1 if level == 0 else None)
             for level, (depth, width) in enumerate(zip(depths, widths, strict=True))
         )
         self.down = nn.ModuleList(
-            nn.Sequential(*_layer(nn.Conv3d(width, 2 * width, 2, stride=2), norm)) for width in widths[:4]
+            Layers(*_layer(nn.Conv3d(width, 2 * width, 2, stride=2), norm)) for width in widths[:4]
         )
         self.up = nn.ModuleList(
-            nn.Sequential(*_layer(nn.ConvTranspose3d(2 * width, width, 2, stride=2), norm)) for width in widths[3::-1]
+            Layers(*_layer(nn.ConvTranspose3d(2 * width, width, 2, stride=2), norm)) for width in widths[3::-1]
         )
         self.decoder = nn.ModuleList(
             block(depth, width) for depth, width in zip(depths[3::-1], widths[3::-1], strict=True)
         )
         self.dropout = nn.Dropout3d(dropout)
-        self.heads = nn.ModuleDict({name: nn.Conv3d(n_filters, HEAD_CHANNELS[name], 1) for name in heads})
+        self.heads = nn.ModuleDict({name: Pointwise(n_filters, HEAD_CHANNELS[name]) for name in heads})
         if sdm_head == "block" and "sdm" in self.heads:
             self.heads["sdm"] = nn.Sequential(block(1, n_filters), self.heads["sdm"])
 
@@ -86,7 +97,7 @@ class VNet(nn.Module):
         Args: image, (B, 1, W, H, D) with W, H, D multiples of 16.
         Returns: (B, n_filters, W, H, D).
         """
-        x, skips = image, []
+        x, skips = self._laid_out(image), []
         for block, down in zip(self.encoder, self.down, strict=False):
             x = block(x)
             skips.append(x)
@@ -95,6 +106,13 @@ class VNet(nn.Module):
         for up, block in zip(self.up, self.decoder, strict=True):
             x = block(up(x) + skips.pop())
         return x
+
+    def _laid_out(self, image: Tensor) -> Tensor:
+        """The image in the memory format of the weights. With one channel a tensor fits both formats, and PyTorch
+        takes it for contiguous unless its strides say otherwise; all of the first level would then be contiguous."""
+        if not self.down[0][0].weight.is_contiguous(memory_format=torch.channels_last_3d):
+            return image
+        return image.squeeze(1).contiguous().unsqueeze(-1).movedim(-1, 1)
 
     def apply_heads(self, features: Tensor, heads: Iterable[str] | None = None) -> dict[str, Tensor]:
         """Heads on a feature map, in float32 even under autocast: the steep transform of the signed

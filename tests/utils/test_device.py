@@ -1,6 +1,8 @@
 """Choice of device, precision and memory format; GPUs are pretended, so that their branches run everywhere."""
 
 import os
+import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from utils import device
 from utils.device import enough_memory, memory_format, peak_memory_gib, pick_device, place, precision, set_determinism
 from utils.distributed import Ranks
 from utils.errors import InputError
+from utils.options import REPOSITORY
 
 
 def asked(device: str | None = None, gpu: int | None = None, amp: str = "off", compile: bool = False) -> Namespace:
@@ -210,3 +213,15 @@ def test_peak_memory_is_what_the_kernel_says():
         pytest.skip("this system does not tell the peak memory of a process")
     kib = next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
     assert peak_memory_gib(torch.device("cpu")) == pytest.approx(kib / 2**20, rel=0.05)
+
+
+def test_keeping_memory_spares_page_faults():
+    code = (
+        "import sys, resource; sys.path.insert(0, 'code'); import torch; from utils.device import keep_memory\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "def use():\n    before = faults()\n    for _ in range(4): torch.ones(2**23)\n    return faults() - before\n"
+        "first = use(); keep_memory(); use(); print(first, use())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    returned, kept = map(int, done.stdout.split())
+    assert kept < returned / 4

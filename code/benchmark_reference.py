@@ -1,0 +1,91 @@
+"""What a user of the public left-atrium codes runs: the yardsticks of benchmark.py, as those codes compute them."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import distance_transform_edt
+from skimage.segmentation import find_boundaries
+from torch import Tensor, nn
+
+from dataloaders.batch import Batch
+from networks.vnet import VNet
+from utils.losses import dice_loss
+
+HEADS = ("seg", "sdm")
+
+
+class ReferenceVNet(nn.Module):
+    """The layers of two V-Nets' trunk and their two heads by PyTorch's own forms, contiguous, both heads always."""
+
+    def __init__(self, network: VNet):
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        net, x, skips = self.network, image, []
+        for block, down in zip(net.encoder, net.down, strict=False):
+            x = _plain(block, x)
+            skips.append(x)
+            x = _plain(down, x)
+        x = net.dropout(_plain(net.encoder[-1], x))
+        for up, block in zip(net.up, net.decoder, strict=True):
+            x = _plain(block, _plain(up, x) + skips.pop())
+        x = net.dropout(x)
+        heads = {name: F.conv3d(x, net.heads[name].weight, net.heads[name].bias) for name in HEADS}
+        return heads | {"sdm": heads["sdm"].tanh()}
+
+
+def _plain(block: nn.Sequential, x: Tensor) -> Tensor:
+    for layer in block:
+        x = layer(x)
+    return x
+
+
+def signed_distances(label: Tensor) -> Tensor:
+    """Signed distance maps by SciPy and scikit-image, one label after the other; labels (B, 1, W, H, D)."""
+    maps = np.zeros(label.shape, dtype=np.float32)
+    for index, mask in enumerate(label[:, 0].numpy() > 0.5):
+        if not mask.any():
+            continue
+        inside, outside = distance_transform_edt(mask), distance_transform_edt(~mask)
+        boundary = find_boundaries(mask, mode="inner")
+        inside, outside = ((d - d.min()) / (d.max() - d.min()) for d in (inside, outside))
+        sdm = outside - inside
+        sdm[boundary] = 0
+        maps[index, 0] = sdm
+    return torch.from_numpy(maps)
+
+
+def dtml_step(m_s: VNet, m_d: VNet, labels: Tensor, k: float, weight: float) -> Callable[[Batch], float]:
+    """A DTML step of the public protocol: maps of all labels, two backward passes over a retained graph.
+
+    Args: labels, (B, 1, W, H, D), of the unlabeled cases too, as the public loader hands them out; k, the steepness
+        of the transform; weight, that of the consistency loss.
+    Returns: a function that makes one step and returns the total loss, supervised terms and consistency.
+    """
+    networks = ReferenceVNet(m_s), ReferenceVNet(m_d)
+    optimizers = [torch.optim.SGD(n.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4) for n in networks]
+
+    def step(batch: Batch) -> float:
+        signed_distances(labels)
+        seg, sdm = networks[0](batch.image)["seg"], networks[1](batch.image)["sdm"]
+        prob, soft = seg.sigmoid(), torch.sigmoid(-k * sdm)
+        count = batch.num_labeled
+        cross_entropy = F.binary_cross_entropy_with_logits(seg[:count], batch.label)
+        supervised = 0.5 * (cross_entropy + dice_loss(prob[:count], batch.label))
+        mask = dice_loss(soft[:count], batch.label)
+        losses = [
+            supervised + weight * ((prob - soft.detach()) ** 2).mean(),
+            mask + weight * ((soft - prob.detach()) ** 2).mean(),
+        ]
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        losses[0].backward(retain_graph=True)
+        losses[1].backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        return supervised.item() + mask.item()
+
+    return step
