@@ -17,11 +17,14 @@ HEADS = ("seg", "sdm")
 
 
 class ReferenceVNet(nn.Module):
-    """The layers of two V-Nets' trunk and their two heads by PyTorch's own forms, contiguous, both heads always."""
+    """A V-Net layer by layer in PyTorch's own forms, contiguous, both heads at every pass."""
 
     def __init__(self, network: VNet):
         super().__init__()
         self.network = network
+        for name in HEADS:
+            if name not in network.heads:  # computed and thrown away
+                network.heads[name] = nn.Conv3d(network.encoder[0][0].out_channels, 1, 1)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         net, x, skips = self.network, image, []
