@@ -60,6 +60,11 @@ def parse_options(argv: Sequence[str] | None = None) -> tuple[Namespace, list[st
     parser.add_argument("--cases", nargs="+", metavar="ID", help="cases of figure2 (default: best, median, worst)")
     parser.add_argument("--tables_only", action="store_true", help="write what can be written now, train nothing")
     parser.add_argument(
+        "--report",
+        action="store_true",
+        help="write <out>/report.html: the tables, and cases, distributions and curves of each row's first seed",
+    )
+    parser.add_argument(
         "--optimistic_best_on_test",
         action="store_true",
         help="keep and test every checkpoint, and add a column with the best one ON THE TEST LIST. It is no result: it "
@@ -103,10 +108,14 @@ def reproduce(options: Namespace, handed_on: Sequence[str]) -> int:
         ]
     out = repository_path(options.out)
     done = {key: [scores for job in jobs if job.row == key and (scores := kept_scores(job))] for key in SYSTEMS}
+    tables = []
     for table in TABLES:
         if options.target in (table, "all"):
             rows = {key: done[key] for key in TABLES[table]}
-            print(write_table(table, rows, out, shlex.join(handed_on), optimistic))
+            tables.append(write_table(table, rows, out, shlex.join(handed_on), optimistic))
+            print(tables[-1])
+    if options.report and tables:
+        print(f"report: {write_tables_report(jobs, tables, out)}")
     if options.target == "paired":
         print(paired_report([tuple(options.only)], done))
     if failed:
@@ -213,6 +222,19 @@ def keep(job: Job) -> None:
     for name in KEPT:
         with runs.atomic(job.kept / name) as temporary:
             shutil.copyfile(job.folder / name, temporary)
+
+
+def write_tables_report(jobs: Sequence[Job], tables: Sequence[str], out: Path) -> Path:
+    """One page on the kept results of each row's first seed; returns its path."""
+    from reporting.report import System, write_report  # plotly takes a second to import
+
+    first = {job.row: job for job in reversed(jobs) if kept_scores(job) is not None}
+    rows = [first[key] for key in SYSTEMS if key in first]
+    if not rows:
+        raise InputError("--report has nothing to show: no row is done yet")
+    systems = [System(job.name, kept_scores(job), job.kept) for job in rows]
+    write_report(out / runs.REPORT, "Tables of the DTML paper, reproduced", systems, blocks=tables)
+    return out / runs.REPORT
 
 
 # --- figure 2

@@ -39,6 +39,7 @@ from utils import runs
 from utils.device import enough_memory, machine, pick_device, place
 from utils.distributed import ALONE, Ranks, joined
 from utils.errors import InputError, run_script
+from utils.jobs import read_scores
 from utils.metrics import evaluate, largest_component, summarise, verify_against_medpy
 from utils.parsing import given_by_hand, layer_defaults, require_values
 from utils.presets import COMPAT
@@ -79,6 +80,12 @@ def make_parser() -> ArgumentParser:
         type=int,
         help="processes that score and write cases while the network goes on with the next; 0: no such process "
         f"(default: none for fewer than {FEW_CASES} cases, else one for each two other cores, {MAX_WORKERS} at most)",
+    )
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="write report.html to the folder of the run: tables, plots, slices, surfaces, curves; opens offline. Of "
+        "several runs one report, in the folder of the first",
     )
     parser.add_argument("--verify_metrics", action="store_true", help="compare every score with medpy (slow)")
     flags.add_compat_option(parser)
@@ -121,19 +128,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 def score_runs(argv: Sequence[str] | None, ranks: Ranks) -> None:
     """Score runs one after the other and, on rank 0, print what came out."""
     asked, folders = ranks.from_leader(lambda: _asked(argv))
-    reported = {}
+    reported, systems = {}, []
     for exp, folder in folders.items():
         state, options = ranks.from_leader(partial(_load, argv, asked, exp, folder))
         scores, head = score_run(folder, state, options, ranks)
         if ranks.leads:
-            print_run(scores, head, options, state)
+            printed = paper_block(scores, options, state)
+            print_run(scores, head, options, state, printed)
+            systems.append((exp, runs.scores_folder(folder, asked.weights), printed))
         reported[f"{exp} ({head}, {options.post})"] = pick(scores, head, options.post)
     if ranks.leads and len(reported) > 1:
         print(f"\n{comparison_table(reported)}")
+    if ranks.leads and asked.report:
+        print(f"\nreport: {write_test_report(systems, flags.repository_path(options.root_path))}")
+
+
+def write_test_report(systems: Sequence[tuple[str, Path, str]], root: Path) -> Path:
+    """One page on tested runs, (name, folder of the scores, the paper's figures) each; returns its path."""
+    from reporting.report import System, write_report  # plotly takes a second to import
+
+    path = systems[0][1] / runs.REPORT
+    parts = [System(exp, read_scores(folder / runs.METRICS_JSON), folder, printed) for exp, folder, printed in systems]
+    write_report(path, " and ".join(exp for exp, _, _ in systems), parts, root)
+    return path
 
 
 def _asked(argv: Sequence[str] | None) -> tuple[Namespace, dict[str, Path]]:
     asked = make_parser().parse_args(argv)
+    if asked.report and "predictions" in asked.skip:
+        raise InputError("--report shows the predictions that --skip predictions leaves out; drop one of them")
     return asked, {exp: runs.existing_run(asked.model_path, exp) for exp in asked.exp}
 
 
@@ -283,15 +306,22 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def print_run(scores: list[Score], head: str, options: Namespace, state: dict[str, Any]) -> None:
+def print_run(scores: list[Score], head: str, options: Namespace, state: dict[str, Any], printed: str) -> None:
     """Tables for the terminal: the reported output per case, all outputs, the paper's figures."""
     print(f"\n{options.exp}: output {head}, post-processing {options.post}, iteration {state['iteration']}\n")
     print(case_table(scores, head, options.post))
     print(f"\nall outputs, with (lcc) and without (none) the largest-component filter\n\n{summary_table(scores)}")
+    if printed:
+        print(f"\n{printed}")
+
+
+def paper_block(scores: list[Score], options: Namespace, state: dict[str, Any]) -> str:
+    """The paper's figures under a heading that says whether they compare; empty where it has none."""
     row = paper_row(options)
-    if row is not None:
-        heading = SAME_SETTING if is_paper_setting(scores, options, state) else NOT_COMPARABLE
-        print(f"\n{heading}\n\n{printed_table(row)}")
+    if row is None:
+        return ""
+    heading = SAME_SETTING if is_paper_setting(scores, options, state) else NOT_COMPARABLE
+    return f"{heading}\n\n{printed_table(row)}"
 
 
 def is_paper_setting(scores: list[Score], options: Namespace, state: dict[str, Any]) -> bool:

@@ -274,6 +274,15 @@ def test_tables_only_trains_nothing(flags, scripts, capsys):
     assert output.rpartition("Table 2")[2].count("not run yet") == 2
 
 
+def test_report_needs_the_kept_results_alone(flags, scripts, tmp_path, capsys):
+    with pytest.raises(InputError, match="no row is done yet"):
+        main(["table2", *flags, "--tables_only", "--report"])
+    assert main(["table2", *flags, "--report"]) == 0
+    report = tmp_path / "out" / "report.html"
+    assert f"report: {report}" in capsys.readouterr().out
+    assert all(row in report.read_text(encoding="utf-8") for row in ("v_net_seed1337", "m_d_seed1337", "Table 2"))
+
+
 def test_a_row_that_fails_is_reported_and_the_others_go_on(flags, scripts, capsys):
     scripts.fail.add("m_d_seed1337")
     with pytest.raises(InputError, match="not finished: m_d_seed1337;"):

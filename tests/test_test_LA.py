@@ -413,6 +413,7 @@ def test_a_damaged_case_is_refused_before_anything_is_written(make_run, phantom,
         ("--root_path nowhere", ["nowhere", "--root_path"]),
         ("--stride_z 0", ["--stride_z 0"]),
         ("--stride_xy 33", ["--stride_xy"]),
+        ("--report --skip predictions", ["--report", "--skip predictions"]),
         ("--gpu 0", ["--gpu 0"]),
         ("--amp fp16", ["--amp fp16"]),
         ("--exp ../a", ["--exp ../a"]),
@@ -513,3 +514,10 @@ def test_how_many_processes_score(make_run, capsys, monkeypatch):
         monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
         assert test_LA.score_workers(default, 20) == workers
     assert "--score_workers -1 must be at least 0" in refused(capsys, *where(make_run(), "--score_workers", "-1"))
+
+
+def test_report_is_written_and_says_so(make_run, capsys):
+    folder = make_run()
+    score(folder, "--skip", "figures", "--report")
+    assert f"report: {folder / runs.REPORT}" in capsys.readouterr().out
+    assert "another setting, not comparable" in (folder / runs.REPORT).read_text(encoding="utf-8")

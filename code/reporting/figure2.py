@@ -21,10 +21,9 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy import ndimage
-from skimage.measure import marching_cubes
 
 from dataloaders import la_heart
-from reporting import figures
+from reporting import figures, surfaces
 from utils.errors import InputError
 from utils.runs import atomic
 
@@ -33,8 +32,6 @@ CONTOURS = {TRUTH: (figures.LABEL_COLOR, 1.8), "prediction": (figures.PREDICTION
 DPI = 200
 COLUMN, GUTTER, HEAD, CAPTION, FOOT, GAP = 2.1, 0.3, 0.3, 0.22, 0.5, 0.08  # inches
 FACES = 200_000  # of all surfaces together, before those that look away are left out: a PDF of 2 to 4 MB
-SMOOTHING_VOX = 0.8  # sd of the Gaussian that takes the steps off a mask; below a voxel, so that thin veins stay
-BORDER_VOX = 6  # around a mask, so that its surface is closed: more than the Gaussian and any step reach
 ELEVATION = np.deg2rad(20)
 # From behind, the patient's left (+x) is on the left of the page. Rows: to the right, up, to the viewer.
 VIEW = np.array([[-1, 0, 0], [0, -np.sin(ELEVATION), np.cos(ELEVATION)], [0, np.cos(ELEVATION), np.sin(ELEVATION)]])
@@ -106,7 +103,7 @@ def write_figure(cases: Sequence[Case], path: Path) -> list[Path]:
 
 
 def case_surfaces(case: Case, faces: int) -> list[Surface | None]:
-    """The surface of the label, then of each prediction; None for an empty mask. Args: faces, see `mesh`."""
+    """The surface of the label, then of each prediction; None for an empty mask. Args: faces, see `surfaces.mesh`."""
     shell = case.label & ~ndimage.binary_erosion(case.label)
     distance = ndimage.distance_transform_edt(~shell, case.spacing_mm) if shell.any() else None  # mm
     expert = visible_surface(case.label, case.spacing_mm, faces)
@@ -122,7 +119,7 @@ def visible_surface(
     """
     if not mask.any():
         return None
-    corners, normals = (vectors @ VIEW.T for vectors in mesh(mask, spacing_mm, faces))
+    corners, normals = (vectors @ VIEW.T for vectors in surface_triangles(mask, spacing_mm, faces))
     tilt = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])[:, 2]
     order = np.argsort(corners[:, :, 2].mean(axis=1))
     order = order[tilt[order] > 0]
@@ -131,28 +128,18 @@ def visible_surface(
     centres = corners.mean(axis=1) @ VIEW / spacing_mm  # VIEW is a rotation: back to voxels
     far = np.zeros(len(centres))
     if distance is not None:
-        far = ndimage.map_coordinates(distance, centres.T, order=1, mode="nearest")
+        far = surfaces.sample(distance, centres)
     return Surface(corners[:, :, :2], DISTANCES(far / FAR_MM)[:, :3] * brightness[:, None])
 
 
-def mesh(mask: np.ndarray, spacing_mm: Sequence[float], most: int) -> tuple[np.ndarray, np.ndarray]:
+def surface_triangles(mask: np.ndarray, spacing_mm: Sequence[float], most: int) -> tuple[np.ndarray, np.ndarray]:
     """Triangles around a mask that is not empty, (F, 3 corners, 3) in mm, and their normals, (F, 3), outwards.
 
-    The corners of a triangle run counter-clockwise for who looks from outside. The grid is coarsened, up to 5 voxels,
-    until there are at most `most` triangles. Normals are smooth: those of the corners, averaged.
+    Normals are smooth: those of the corners, averaged. Args: most, see `surfaces.mesh`.
     """
-    corner = [int(np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))[0]) for axis in range(3)]
-    (box,) = ndimage.find_objects(mask.astype(np.uint8))
-    solid = np.pad(mask[box], BORDER_VOX).astype(np.float32)
-    smooth = ndimage.gaussian_filter(solid, SMOOTHING_VOX)
-    solid = smooth if smooth.max() > 0.5 else solid  # a few scattered voxels would vanish
-    for step in range(1, BORDER_VOX):
-        vertices, faces, normals, _ = marching_cubes(solid, 0.5, spacing=tuple(spacing_mm), step_size=step)
-        if len(faces) <= most:
-            break
-    triangles = vertices[faces[:, ::-1]] + (np.array(corner) - BORDER_VOX) * spacing_mm
-    mean = normals[faces].mean(axis=1)
-    return triangles, mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-9)
+    shape = surfaces.mesh(mask, most)
+    mean = (shape.normals / spacing_mm)[shape.faces].mean(axis=1)  # normals shrink where the grid stretches
+    return (shape.vertices * spacing_mm)[shape.faces], mean / np.maximum(np.linalg.norm(mean, axis=1)[:, None], 1e-9)
 
 
 # --- drawing

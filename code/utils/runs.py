@@ -22,6 +22,7 @@ LOG, OPTIONS, CURVES = "log.txt", "options.json", "curves.csv"
 METRICS_CSV, METRICS_JSON = "metrics.csv", "metrics.json"
 PREDICTIONS, FIGURES, TENSORBOARD = "predictions", "figures", "tensorboard"
 BEST_ON_TEST = "best_on_test.json"  # of a kept result: the summaries of all its checkpoints
+REPORT = "report.html"  # in a run folder, and beside tables
 PREDICTIONS_CSV, PREDICTIONS_JSON = "predictions.csv", "predictions.json"  # in a folder that predict.py writes
 PARTIAL = ".partial"  # end of the name of a file that is still being written
 

@@ -4,7 +4,16 @@ from PIL import Image
 
 from dataloaders import la_heart
 from reporting import figure2
-from reporting.figure2 import DISTANCES, FAR_MM, Case, case_surfaces, load_case, mesh, visible_surface, write_figure
+from reporting.figure2 import (
+    DISTANCES,
+    FAR_MM,
+    Case,
+    case_surfaces,
+    load_case,
+    surface_triangles,
+    visible_surface,
+    write_figure,
+)
 from reporting.nifti import write_nifti
 from utils.errors import InputError
 
@@ -26,7 +35,7 @@ def enclosed(triangles):
     "mask", [ball(), ball(centre=(2, 15, 27)), np.ones((9, 9, 9), bool)], ids=["", "border", "full"]
 )
 def test_a_mesh_is_closed_and_encloses_the_mask(mask):
-    triangles, _ = mesh(mask, SPACING, MANY)
+    triangles, _ = surface_triangles(mask, SPACING, MANY)
     assert enclosed(triangles) == pytest.approx(mask.sum() * np.prod(SPACING), rel=0.1)
     edges = np.round(np.concatenate([triangles[:, [i, (i + 1) % 3]] for i in range(3)]), 4)
     forth = {edge.tobytes() for edge in edges}
@@ -35,21 +44,21 @@ def test_a_mesh_is_closed_and_encloses_the_mask(mask):
 
 def test_normals_look_outwards_and_position_is_that_of_the_mask():
     mask = ball(centre=(12, 16, 14))
-    triangles, normals = mesh(mask, SPACING, MANY)
+    triangles, normals = surface_triangles(mask, SPACING, MANY)
     outwards = triangles.mean(axis=1) - np.multiply((12, 16, 14), SPACING)
     assert ((normals * outwards).sum(axis=1) > 0).all()
-    triangles, normals = mesh(ball(), (1, 1, 1), MANY)
+    triangles, normals = surface_triangles(ball(), (1, 1, 1), MANY)
     radial = triangles.mean(axis=1) - 15
     cosine = (normals * radial).sum(axis=1) / np.linalg.norm(radial, axis=1)
     assert np.quantile(cosine, 0.05) > 0.97  # the steps of the voxels are smoothed
-    triangles, normals = mesh(mask, SPACING, MANY)
+    triangles, normals = surface_triangles(mask, SPACING, MANY)
     np.testing.assert_allclose(np.linalg.norm(normals, axis=1), 1, rtol=1e-4)
     middle = (triangles.min(axis=(0, 1)) + triangles.max(axis=(0, 1))) / 2
     np.testing.assert_allclose(middle, np.multiply((12, 16, 14), SPACING), atol=0.05)
 
 
 def test_a_mesh_is_coarsened_to_the_number_of_faces():
-    fine, coarse = mesh(ball(), SPACING, MANY)[0], mesh(ball(), SPACING, 600)[0]
+    fine, coarse = surface_triangles(ball(), SPACING, MANY)[0], surface_triangles(ball(), SPACING, 600)[0]
     assert len(coarse) <= 600 < len(fine)
     assert enclosed(coarse) == pytest.approx(enclosed(fine), rel=0.1)
 
@@ -57,7 +66,7 @@ def test_a_mesh_is_coarsened_to_the_number_of_faces():
 def test_one_voxel_does_not_vanish():
     mask = np.zeros((8, 8, 8), bool)
     mask[3, 4, 5] = True
-    triangles, _ = mesh(mask, SPACING, MANY)
+    triangles, _ = surface_triangles(mask, SPACING, MANY)
     np.testing.assert_allclose(triangles.mean(axis=(0, 1)), np.multiply((3, 4, 5), SPACING), atol=1e-5)
 
 
@@ -74,7 +83,7 @@ def test_only_faces_that_look_at_the_viewer_are_kept_and_the_nearest_is_drawn_la
     mask = np.zeros((20, 40, 20), bool)
     mask[5:15, 5:10, 5:15] = mask[5:15, 30:35, 5:15] = True  # one box in front (towards the chest), one behind
     surface = visible_surface(mask, (1, 1, 1), MANY)
-    assert len(surface.corners) < 0.6 * len(mesh(mask, (1, 1, 1), MANY)[0])
+    assert len(surface.corners) < 0.6 * len(surface_triangles(mask, (1, 1, 1), MANY)[0])
     height = surface.corners[..., 1].mean(axis=1)  # from above, what is farther away appears higher
     assert height[: len(height) // 4].mean() > height[-len(height) // 4 :].mean()
     a, b, c = surface.corners.transpose(1, 0, 2)

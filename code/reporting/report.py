@@ -1,0 +1,218 @@
+"""One self-contained HTML page on tested runs: tables, distributions, slices, surfaces, curves. Opens offline.
+
+The page is made from what a test has written (metrics.json, curves.csv, predictions) and, for its slices, from the
+scans. Its parts lie in reporting/page/; plotly draws the plots, from a copy within the page.
+"""
+
+import base64
+import gzip
+import html
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from plotly.offline import get_plotlyjs
+
+from dataloaders import la_heart
+from reporting.figures import CURVE_COLORS, LABEL, LABEL_COLOR, PREDICTION_COLORS, gray_window
+from reporting.surfaces import mesh, sample, signed_surface_distance
+from reporting.tables import COLUMNS, mean_sd, pick
+from utils import runs
+from utils.journal import read_curves
+from utils.metrics import summarise
+
+PAGE = Path(__file__).parent / "page"
+GRAYS = 64  # levels of a stored scan; noise hides the steps, and the page takes half the bytes of 256
+TRIANGLES = 6000  # of a surface at most
+CURVE_POINTS = 400  # of a curve at most
+HIDDEN_CURVES = ("data_wait",)
+LOW_IS_GOOD = ("asd_vox", "hd95_vox")
+COSTS = ("iteration", "training_seconds", "peak_memory_gib", "test_seconds")
+
+
+@dataclass(frozen=True)
+class System:
+    """A tested run on the page."""
+
+    name: str
+    scores: Mapping[str, Any]  # the content of its metrics.json
+    folder: Path  # of its curves.csv and predictions
+    printed: str = ""  # the paper's figures with their heading, as text; kept apart from the summary
+
+    @property
+    def reported(self) -> list[dict[str, Any]]:
+        """Scores of the reported output, a row per case; a distance that is undefined is NaN."""
+        kind = self.scores["reported"]["head"], self.scores["reported"]["post"]
+        rows = pick(self.scores["cases"], *kind)
+        return [{key: np.nan if value is None else value for key, value in row.items()} for row in rows]
+
+
+def write_report(
+    path: Path, title: str, systems: Sequence[System], root: Path | None = None, blocks: Sequence[str] = ()
+) -> None:
+    """Write the page, whole or not at all.
+
+    Args:
+        systems: the runs, the one that differences are taken to first.
+        root: folder of the scans, for slices and surfaces; without it the page has none.
+        blocks: texts to show as they are below the summary, beside the printed figures of the systems.
+    """
+    cases = list(dict.fromkeys(row["case"] for system in systems for row in system.reported))
+    data = {
+        "metrics": [
+            {"key": key, "heading": heading, "factor": factor, "decimals": decimals, "low": key in LOW_IS_GOOD}
+            for key, (heading, factor, decimals) in COLUMNS.items()
+        ],
+        "systems": [_system(system, index) for index, system in enumerate(systems)],
+        "cases": [{"id": case, "scores": [_scores(system, case) for system in systems]} for case in cases],
+        "masks": [{"name": LABEL, "color": LABEL_COLOR}, *map(_mask, range(len(systems)), systems)],
+        "volumes": None if root is None else {case: _volume(root, case, systems) for case in cases},
+    }
+    page = (PAGE / "report.html").read_text(encoding="utf-8")
+    parts = {
+        "title": html.escape(title),
+        "subtitle": html.escape(f"{len(cases)} cases; {_scans(systems)}"),
+        "summary": _summary(systems),
+        "paper": _printed([*blocks, *(system.printed for system in systems)]),
+        "provenance": "".join(map(_provenance, systems)),
+        "css": (PAGE / "report.css").read_text(encoding="utf-8"),
+        "data": json.dumps(data, allow_nan=False).replace("</", "<\\/"),
+        "plotly": get_plotlyjs(),
+        "script": (PAGE / "report.js").read_text(encoding="utf-8"),
+    }
+    pieces = page.split("{{")  # not one replacement after another: a part may hold the mark of a later one
+    text = pieces[0] + "".join(parts[name] + rest for name, rest in (piece.split("}}", 1) for piece in pieces[1:]))
+    with runs.atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+# --- tables
+
+
+def _scans(systems: Sequence[System]) -> str:
+    options = systems[0].scores["options"]
+    several = f"{len(systems)} runs" if len(systems) > 1 else f"iteration {systems[0].scores['iteration']}"
+    return f"preset {options.get('preset')}, lists {options.get('split')}; {several}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    body = "".join(line(row, "td") for row in rows)
+    return f'<div class="scroll"><table><thead>{line(header, "th")}</thead><tbody>{body}</tbody></table></div>'
+
+
+def _summary(systems: Sequence[System]) -> str:
+    """mean ± sd of every run, output and post-processing."""
+    rows = []
+    for system in systems:
+        scores = [{k: np.nan if v is None else v for k, v in row.items()} for row in system.scores["cases"]]
+        reported = system.scores["reported"]
+        for head, post in dict.fromkeys((row["head"], row["post"]) for row in scores):
+            summary = summarise(pick(scores, head, post))
+            star = " ★" if (head, post) == (reported["head"], reported["post"]) else ""
+            rows.append(
+                [system.name, f"{head}, {post}{star}", *(mean_sd(metric, summary[metric]) for metric in COLUMNS)]
+            )
+    return _table(["run", "output, filter", *(heading for heading, _, _ in COLUMNS.values())], rows)
+
+
+def _printed(blocks: Sequence[str]) -> str:
+    given = dict.fromkeys(filter(None, blocks))
+    return "".join(f'<div class="paper scroll"><pre>{html.escape(block)}</pre></div>' for block in given)
+
+
+def _provenance(system: System) -> str:
+    scores = system.scores
+    facts = {key: scores.get(key) for key in COSTS} | {"training_machine": scores.get("training_machine")}
+    facts |= {"test_machine": scores.get("test_machine"), "versions": scores.get("versions")}
+    lines = [f"{key}: {value}" for key, value in {**facts, **scores["options"]}.items()]
+    return (
+        f"<details><summary>{html.escape(system.name)}</summary><pre>{html.escape(chr(10).join(lines))}</pre></details>"
+    )
+
+
+# --- data of the script
+
+
+def _system(system: System, index: int) -> dict[str, Any]:
+    return {"name": system.name, "color": CURVE_COLORS[index % len(CURVE_COLORS)], "curves": _curves(system.folder)}
+
+
+def _mask(index: int, system: System) -> dict[str, str]:
+    return {"name": system.name, "color": PREDICTION_COLORS[index % len(PREDICTION_COLORS)]}
+
+
+def _curves(folder: Path) -> dict[str, list[float | None]]:
+    """Columns of curves.csv, thinned."""
+    rows = read_curves(folder)
+    rows = rows[:: 1 + len(rows) // CURVE_POINTS]
+    names = dict.fromkeys(name for row in rows for name in row if name not in HIDDEN_CURVES)
+    return {name: [_number(row.get(name, np.nan)) for row in rows] for name in names}
+
+
+def _scores(system: System, case: str) -> dict[str, float | None] | None:
+    rows = [row for row in system.reported if row["case"] == case]
+    return {key: _number(rows[0][key]) for key in COLUMNS} if rows else None
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _volume(root: Path, case: str, systems: Sequence[System]) -> dict[str, Any]:
+    """A scan, its masks and their surfaces, packed; a mask that was not written is None."""
+    image, spacing = la_heart.read_image(root, case), la_heart.read_spacing(root, case)
+    label = la_heart.read_label(root, case) > 0
+    masks = [label, *(_prediction(system.folder, case) for system in systems)]
+    low, high = gray_window(image)
+    levels = np.clip((image - low) / (high - low) * (GRAYS - 1), 0, GRAYS - 1).round().astype(np.uint8)
+    return {
+        "shape": list(image.shape),
+        "spacing": [float(size) for size in spacing],
+        "centre": _centre(label),
+        "image": pack(levels),
+        "masks": [None if mask is None else pack(np.packbits(mask)) for mask in masks],
+        "surfaces": [_surface(mask, label, spacing) for mask in masks],
+    }
+
+
+def _prediction(folder: Path, case: str) -> np.ndarray | None:
+    path = folder / runs.PREDICTIONS / f"{case}.nii.gz"
+    return np.asarray(nib.load(path).dataobj) > 0 if path.exists() else None
+
+
+def _centre(label: np.ndarray) -> list[int]:
+    """The voxel whose three planes show most of the label; the middle of the scan where there is none."""
+    if not label.any():
+        return [length // 2 for length in label.shape]
+    others = [tuple({0, 1, 2} - {axis}) for axis in range(3)]
+    return [int(label.sum(axis=axes).argmax()) for axes in others]
+
+
+def _surface(mask: np.ndarray | None, label: np.ndarray, spacing: Sequence[float]) -> dict[str, str] | None:
+    """Triangles in mm, and at each point the distance to the label's surface in voxels; None for no surface."""
+    if mask is None or not mask.any():
+        return None
+    surface = mesh(mask, TRIANGLES)
+    partly = label.any() and not label.all()
+    distance = sample(signed_surface_distance(label), surface.vertices) if partly else np.zeros(len(surface.vertices))
+    return {
+        "points": _raw(surface.vertices * spacing, np.float32),
+        "faces": _raw(surface.faces, np.uint32),
+        "distance": _raw(distance, np.float32),
+    }
+
+
+def pack(values: np.ndarray) -> str:
+    """Bytes of an array in C order, gzip, base64; the same bytes for the same array."""
+    return base64.b64encode(gzip.compress(np.ascontiguousarray(values).tobytes(), 6, mtime=0)).decode()
+
+
+def _raw(values: np.ndarray, kind: type) -> str:
+    return base64.b64encode(np.ascontiguousarray(values, dtype=kind).tobytes()).decode()
