@@ -1,7 +1,11 @@
 """What a user of the public left-atrium codes runs: the yardsticks of benchmark.py, as those codes compute them."""
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import h5py
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -64,9 +68,11 @@ def signed_distances(label: Tensor) -> Tensor:
 def dtml_step(m_s: VNet, m_d: VNet, labels: Tensor, k: float, weight: float) -> Callable[[Batch], float]:
     """A DTML step of the public protocol: maps of all labels, two backward passes over a retained graph.
 
+    Neither loss detaches the other network, so each of the two passes runs through both.
+
     Args: labels, (B, 1, W, H, D), of the unlabeled cases too, as the public loader hands them out; k, the steepness
         of the transform; weight, that of the consistency loss.
-    Returns: a function that makes one step and returns the total loss, supervised terms and consistency.
+    Returns: a function that makes one step and returns the supervised terms and the consistency, summed.
     """
     networks = ReferenceVNet(m_s), ReferenceVNet(m_d)
     optimizers = [torch.optim.SGD(n.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4) for n in networks]
@@ -79,16 +85,45 @@ def dtml_step(m_s: VNet, m_d: VNet, labels: Tensor, k: float, weight: float) -> 
         cross_entropy = F.binary_cross_entropy_with_logits(seg[:count], batch.label)
         supervised = 0.5 * (cross_entropy + dice_loss(prob[:count], batch.label))
         mask = dice_loss(soft[:count], batch.label)
-        losses = [
-            supervised + weight * ((prob - soft.detach()) ** 2).mean(),
-            mask + weight * ((soft - prob.detach()) ** 2).mean(),
-        ]
+        consistency = weight * ((prob - soft) ** 2).mean()
         for optimizer in optimizers:
             optimizer.zero_grad()
-        losses[0].backward(retain_graph=True)
-        losses[1].backward()
+        (supervised + consistency).backward(retain_graph=True)
+        (mask + consistency).backward()
         for optimizer in optimizers:
             optimizer.step()
-        return supervised.item() + mask.item()
+        return (supervised + mask + consistency).item()
 
     return step
+
+
+@torch.no_grad()
+def window_by_window(
+    m_s: VNet, m_d: VNet, image: np.ndarray, patch: Sequence[int], stride: Sequence[int]
+) -> np.ndarray:
+    """Probability of M_s over a volume (W, H, D): one window after the other, both networks and heads at each."""
+    networks = ReferenceVNet(m_s).eval(), ReferenceVNet(m_d).eval()
+    total, visits = np.zeros(image.shape, np.float32), np.zeros(image.shape, np.float32)
+    counts = [math.ceil((n - p) / s) + 1 for n, p, s in zip(image.shape, patch, stride, strict=True)]
+    for place in itertools.product(*map(range, counts)):
+        start = [min(i * s, n - p) for i, s, n, p in zip(place, stride, image.shape, patch, strict=True)]
+        window = tuple(slice(a, a + p) for a, p in zip(start, patch, strict=True))
+        crop = torch.from_numpy(np.ascontiguousarray(image[window]))[None, None]
+        probs = [network(crop)["seg"].sigmoid() for network in networks]
+        total[window] += probs[0][0, 0].numpy()
+        visits[window] += 1
+    return total / visits
+
+
+def crops_from_files(paths: Sequence[Path], patch: Sequence[int], rng: np.random.Generator) -> Tensor:
+    """A batch as the public loader makes it: decode image and label whole, rotate and flip them whole, then crop."""
+    crops = []
+    for path in paths:
+        with h5py.File(path) as file:
+            volumes = [file[key][:] for key in ("image", "label")]
+        turns, axis = int(rng.integers(4)), int(rng.integers(2))
+        volumes = [np.flip(np.rot90(volume, turns), axis).copy() for volume in volumes]
+        start = [int(rng.integers(max(n - p, 1))) for n, p in zip(volumes[0].shape, patch, strict=True)]
+        window = tuple(slice(a, a + p) for a, p in zip(start, patch, strict=True))
+        crops.append(np.stack([volume[window].astype(np.float32) for volume in volumes]))
+    return torch.from_numpy(np.stack(crops))

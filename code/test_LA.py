@@ -92,6 +92,7 @@ def make_parser() -> ArgumentParser:
     flags.add_path_options(parser)
     flags.add_device_options(parser)
     flags.add_inference_options(parser)
+    flags.add_protocol_argument(parser.add_argument_group("window by name"), default="paper")
     return parser
 
 
@@ -102,7 +103,7 @@ def _weights(text: str) -> str:
 
 
 def parse_options(argv: Sequence[str] | None, exp: str, trained: dict[str, Any]) -> Namespace:
-    """Options of one run: by hand > --compat by hand > those of its training.
+    """Options of one run: by hand > --protocol > --compat by hand > those of its training.
 
     A --compat given by hand takes the place of the training's: what came from that one has its default again.
     """
@@ -112,7 +113,7 @@ def parse_options(argv: Sequence[str] | None, exp: str, trained: dict[str, Any])
         compat = parser.parse_args(argv).compat
         gone = COMPAT.get(trained["compat"], {}).items()
         kept = {key: value for key, value in kept.items() if (key, value) not in gone} | COMPAT.get(compat, {})
-    layer_defaults(parser, kept)
+    layer_defaults(parser, kept, flags.protocol_defaults(parser.parse_args(argv).protocol, trained["patch_size"]))
     options = Namespace(**{**trained, **vars(parser.parse_args(argv)), "exp": exp})
     require_values(options)
     return options

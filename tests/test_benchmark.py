@@ -42,3 +42,24 @@ def test_only_picks_rows_and_refuses_unknown_ones():
     assert list(benchmark.chosen_rows(benchmark.parse_options(["--only", "maps"]))) == ["distance maps of a batch"]
     with pytest.raises(InputError, match="fits no row"):
         benchmark.chosen_rows(benchmark.parse_options(["--only", "nothing"]))
+
+
+def test_reference_inference_gives_the_same_map():
+    row = benchmark.time_inference(TINY, (40, 36, 32), "off", "paper", 2)  # raises where the maps differ
+    assert row["ratio"] > 0
+
+
+def test_another_map_is_noticed(monkeypatch):
+    monkeypatch.setattr(benchmark, "window_by_window", lambda m_s, m_d, image, *others: np.ones_like(image))
+    with pytest.raises(InputError, match="probabilities of both sides differ"):
+        benchmark.time_inference(TINY, (40, 36, 32), "off", "paper", 2)
+
+
+def test_batches_of_both_sides_have_the_crops_of_the_paper():
+    assert benchmark.time_batch(2)["ratio"] > 1
+
+
+@pytest.mark.slow
+def test_memory_of_a_step_is_that_of_the_step():
+    row = benchmark.memory_of_step(benchmark.CPU_SIZE, "off")
+    assert 0 < row["ours"] < 2 and row["unit"] == "GiB"
