@@ -30,7 +30,7 @@ from methods.dtml import DTML
 from train import parse_options as training_options
 from utils import options as flags
 from utils import runs
-from utils.device import memory_format, peak_memory_gib, place
+from utils.device import memory_format, place
 from utils.errors import InputError, run_script
 from utils.metrics import evaluate
 from utils.sdm import signed_distance_batch
@@ -99,12 +99,22 @@ def time_step(size: Sequence[str], amp: str, pairs: int) -> dict[str, float]:
 
 
 def peak_of_step(side: int, size: Sequence[str], amp: str) -> float:
-    """Memory in GiB that two steps of one side add to this process at their peak; for a process of its own."""
+    """Memory in GiB that two steps of one side add to this process at their peak; for a process of its own.
+
+    Linux hands the peak of a process on to those that it starts, so it is reset first.
+    """
     call = step_sides(size, amp)[side]
-    before = peak_memory_gib(CPU)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _resident("VmRSS")
     call()
     call()
-    return peak_memory_gib(CPU) - before
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> float:
+    """Resident memory of this process in GiB: VmRSS now, VmHWM at its peak."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[field].split()[0]) / 2**20  # given in kB
 
 
 def memory_of_step(size: Sequence[str], amp: str) -> dict[str, float]:

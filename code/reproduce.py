@@ -23,14 +23,16 @@ from reporting.systems import FIGURE, SYSTEMS, TABLES
 from utils import runs
 from utils.errors import INTERRUPTED, InputError, run_script
 from utils.jobs import Job, Scores, kept_scores, read_json, what_is_left
+from utils.journal import read_curves
 from utils.options import HelpFormatter, repository_path
 from utils.presets import PRESETS
 
 CODE = Path(__file__).resolve().parent
+CRITIC_LOSS = "loss/critic"  # of the adversarial methods: another player's objective
 KEPT = (runs.OPTIONS, runs.CURVES, runs.METRICS_CSV, runs.METRICS_JSON)  # of a run; the last one says: done
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOPPED = {128 + number for number in STOP_SIGNALS} | {-number for number in STOP_SIGNALS}  # as a child's status
-TARGETS = (*TABLES, "figure2", "all", "paired")
+TARGETS = (*TABLES, "figure2", "curves", "all", "paired")
 
 
 def parse_options(argv: Sequence[str] | None = None) -> tuple[Namespace, list[str]]:
@@ -39,7 +41,8 @@ def parse_options(argv: Sequence[str] | None = None) -> tuple[Namespace, list[st
     parser.add_argument(
         "target",
         choices=TARGETS,
-        help="what to reproduce; all: the tables and figure 2; paired: per-case statistics between two rows of --only",
+        help="what to reproduce; curves: the training loss of the rows; all: tables, figure 2, curves; "
+        "paired: per-case statistics between two rows of --only",
     )
     parser.add_argument("--preset", choices=tuple(PRESETS), default="paper", help="settings of every training")
     parser.add_argument(
@@ -116,6 +119,8 @@ def reproduce(options: Namespace, handed_on: Sequence[str]) -> int:
             print(tables[-1])
     if options.report and tables:
         print(f"report: {write_tables_report(jobs, tables, out)}")
+    if options.target in ("curves", "all"):
+        draw_curves(jobs, out)
     if options.target == "paired":
         print(paired_report([tuple(options.only)], done))
     if failed:
@@ -235,6 +240,23 @@ def write_tables_report(jobs: Sequence[Job], tables: Sequence[str], out: Path) -
     systems = [System(job.name, kept_scores(job), job.kept) for job in rows]
     write_report(out / runs.REPORT, "Tables of the DTML paper, reproduced", systems, blocks=tables)
     return out / runs.REPORT
+
+
+def draw_curves(jobs: Sequence[Job], out: Path) -> None:
+    """Write <out>/curves.png: the training loss, all terms together, of each row's first seed that is done."""
+    from reporting.figures import curves_figure  # matplotlib takes a second to import
+
+    series = {}
+    for job in jobs:
+        name = f"{SYSTEMS[job.row].name} {job.options.labelnum}/{job.options.unlabelnum}"
+        if kept_scores(job) is not None and name not in series:
+            rows = [row for row in read_curves(job.kept) if any(key.startswith("loss/") for key in row)]
+            series[name] = [
+                (r["iteration"], sum(v for k, v in r.items() if k.startswith("loss/") and k != CRITIC_LOSS))
+                for r in rows
+            ]
+    curves_figure(series, out / "curves.png", "Training loss, all terms", "loss")
+    print("written:", out / "curves.png")
 
 
 # --- figure 2

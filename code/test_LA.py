@@ -33,7 +33,7 @@ from methods.base import Method, method_of
 from reporting.figures import case_figure
 from reporting.nifti import write_nifti
 from reporting.printed import PrintedRow, printed_row
-from reporting.tables import Score, case_table, comparison_table, pick, printed_table, summary_table
+from reporting.tables import Score, case_table, comparison_table, number, pick, printed_table, summary_table
 from utils import options as flags
 from utils import runs
 from utils.device import enough_memory, machine, pick_device, place
@@ -266,8 +266,9 @@ def write_case(folder, case, image, label, mask, geometry, score: Score, skip: S
         write_nifti(folder / runs.PREDICTIONS / f"{case}.nii.gz", mask, *geometry)
     if "figures" not in skip:
         (folder / runs.FIGURES).mkdir(exist_ok=True)
-        title = f"{case}\nDice {100 * score['dice']:.1f} %, 95HD {score['hd95_vox']:.1f} voxels"
-        case_figure(image, label, {"prediction": mask}, folder / runs.FIGURES / f"{case}.png", title, geometry[0])
+        title = f"{case}\nDice {number('dice', score['dice'])} %, 95HD {number('hd95_vox', score['hd95_vox'])} voxels"
+        path, lps = folder / runs.FIGURES / f"{case}.png", np.array_equal(np.rint(geometry[2]), np.eye(3).ravel())
+        case_figure(image, label, {"prediction": mask}, path, title, geometry[0], anatomical=lps)
 
 
 def write_scores(

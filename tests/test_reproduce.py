@@ -283,6 +283,13 @@ def test_report_needs_the_kept_results_alone(flags, scripts, tmp_path, capsys):
     assert all(row in report.read_text(encoding="utf-8") for row in ("v_net_seed1337", "m_d_seed1337", "Table 2"))
 
 
+def test_curves_of_what_is_done(flags, scripts, tmp_path, capsys):
+    main(["table2", *flags, "--only", "v_net"])
+    scripts.clear()
+    assert main(["curves", *flags, "--tables_only"]) == 0
+    assert not scripts and (tmp_path / "out" / "curves.png").stat().st_size > 1000
+
+
 def test_a_row_that_fails_is_reported_and_the_others_go_on(flags, scripts, capsys):
     scripts.fail.add("m_d_seed1337")
     with pytest.raises(InputError, match="not finished: m_d_seed1337;"):

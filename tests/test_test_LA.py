@@ -521,3 +521,16 @@ def test_report_is_written_and_says_so(make_run, capsys):
     score(folder, "--skip", "figures", "--report")
     assert f"report: {folder / runs.REPORT}" in capsys.readouterr().out
     assert "another setting, not comparable" in (folder / runs.REPORT).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("direction", "letters"), [((1, 0, 0, 0, 1, 0, 0, 0, 1), True), ((-1, 0, 0, 0, -1, 0, 0, 0, 1), False)]
+)
+def test_pictures_name_sides_only_where_they_are_known(monkeypatch, tmp_path, direction, letters):
+    drawn = []
+    monkeypatch.setattr(test_LA, "case_figure", lambda *arguments, anatomical: drawn.append((arguments[4], anatomical)))
+    image = np.zeros((4, 4, 4), np.float32)
+    score = {"dice": 0.0, "hd95_vox": float("nan")}
+    geometry = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), direction
+    test_LA.write_case(tmp_path, "heart", image, image, image, geometry, score, ["predictions"])
+    assert drawn == [("heart\nDice 0.00 %, 95HD - voxels", letters)]

@@ -48,7 +48,14 @@ def equal_time_flags(system: System, seed: int, options: Namespace, handed_on: S
 
 def systems_of(options: Namespace) -> list[System]:
     """The rows to work on, in the order in which they are worth having."""
-    keys = {"all": tuple(SYSTEMS), "figure2": (*FIGURE, *options.only), "paired": options.only, **TABLES}
+    everything = tuple(SYSTEMS)
+    keys = {
+        "all": everything,
+        "curves": everything,
+        "figure2": (*FIGURE, *options.only),
+        "paired": options.only,
+        **TABLES,
+    }
     wanted = set(keys[options.target])
     if options.only and options.target != "figure2":
         wanted &= set(options.only)
