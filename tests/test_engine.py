@@ -197,7 +197,7 @@ class Looks(DTML):
         def look(name: str):
             return lambda layer, inputs, output: types.update({name: output.dtype})
 
-        self.m_d.encoder[1][0].register_forward_hook(look("trunk"))
+        self.m_d.encoder[1].register_forward_hook(look("trunk"))
         self.m_d.heads["sdm"].register_forward_hook(look("head"))
         terms = super().training_step(batch, iteration)
         types |= {name: term.dtype for name, term in terms.items()}
