@@ -45,9 +45,8 @@ from utils.device import pick_device, place
 from utils.errors import InputError, run_script
 from utils.metrics import largest_component
 from utils.onnx_export import OPSET, export_onnx
-from utils.parsing import layer_defaults, require_values
+from utils.parsing import layer_defaults, of_training, require_values
 
-OF_THE_MACHINE = ("device", "gpu", "compile", "model_path")  # a prediction does not take these from the training
 ONE_FILE = {".nii": "nii.gz", ".mhd": "mha"}  # formats that are written in another way than they are read
 LESS_MEMORY = "give --roi, or lower --window_batch"
 FAILED = 1  # exit status if some scan could not be segmented
@@ -131,7 +130,7 @@ def parse_options(argv: Sequence[str] | None, exp: str, trained: dict[str, Any])
     parser = make_parser()
     asked = parser.parse_args(argv)
     protocol = flags.protocol_defaults(asked.protocol, trained["patch_size"])
-    kept = {key: value for key, value in trained.items() if key not in OF_THE_MACHINE}
+    kept = of_training(trained)
     layer_defaults(parser, kept, protocol)
     options = Namespace(**{**trained, **vars(parser.parse_args(argv)), "exp": exp})
     require_values(options)

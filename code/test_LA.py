@@ -41,7 +41,7 @@ from utils.distributed import ALONE, Ranks, joined
 from utils.errors import InputError, run_script
 from utils.jobs import read_scores
 from utils.metrics import evaluate, largest_component, summarise, verify_against_medpy
-from utils.parsing import given_by_hand, layer_defaults, require_values
+from utils.parsing import given_by_hand, layer_defaults, of_training, require_values
 from utils.presets import COMPAT
 from utils.workers import in_order
 
@@ -50,7 +50,6 @@ WEIGHTS = re.compile(r"last|best_val|iteration_\d+")
 SAME_SETTING = "the paper's row, for the same lists, preset and number of labels"
 NOT_COMPARABLE = "the paper's full-scale figures on the official 20 cases: another setting, not comparable"
 OFFICIAL = flags.REPOSITORY / "data" / "LA"  # its lists are the official ones, whatever --root_path holds
-OF_THE_MACHINE = ("device", "gpu", "compile", "model_path")  # a test does not take these from the training
 FEW_CASES, MAX_WORKERS = 8, 4  # starting processes takes seconds, and one network keeps no more than a few busy
 PACKAGES = ("torch", "numpy", "scipy", "edt")  # whose versions are written beside the scores
 
@@ -108,7 +107,7 @@ def parse_options(argv: Sequence[str] | None, exp: str, trained: dict[str, Any])
     A --compat given by hand takes the place of the training's: what came from that one has its default again.
     """
     parser = make_parser()
-    kept = {key: value for key, value in trained.items() if key not in OF_THE_MACHINE}
+    kept = of_training(trained)
     if "compat" in given_by_hand(parser, argv):
         compat = parser.parse_args(argv).compat
         gone = COMPAT.get(trained["compat"], {}).items()

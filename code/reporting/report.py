@@ -10,6 +10,7 @@ import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,16 @@ class System:
     folder: Path  # of its curves.csv and predictions
     printed: str = ""  # the paper's figures with their heading, as text; kept apart from the summary
 
-    @property
-    def reported(self) -> list[dict[str, Any]]:
-        """Scores of the reported output, a row per case; a distance that is undefined is NaN."""
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """Scores of every case, output and post-processing; a distance that is undefined is NaN."""
+        return [{k: np.nan if v is None else v for k, v in row.items()} for row in self.scores["cases"]]
+
+    @cached_property
+    def reported(self) -> dict[str, dict[str, Any]]:
+        """Case -> scores of the reported output."""
         kind = self.scores["reported"]["head"], self.scores["reported"]["post"]
-        rows = pick(self.scores["cases"], *kind)
-        return [{key: np.nan if value is None else value for key, value in row.items()} for row in rows]
+        return {row["case"]: row for row in pick(self.rows, *kind)}
 
 
 def write_report(
@@ -61,7 +66,7 @@ def write_report(
         root: folder of the scans, for slices and surfaces; without it the page has none.
         blocks: texts to show as they are below the summary, beside the printed figures of the systems.
     """
-    cases = list(dict.fromkeys(row["case"] for system in systems for row in system.reported))
+    cases = list(dict.fromkeys(case for system in systems for case in system.reported))
     data = {
         "metrics": [
             {"key": key, "heading": heading, "factor": factor, "decimals": decimals, "low": key in LOW_IS_GOOD}
@@ -111,8 +116,7 @@ def _summary(systems: Sequence[System]) -> str:
     """mean ± sd of every run, output and post-processing."""
     rows = []
     for system in systems:
-        scores = [{k: np.nan if v is None else v for k, v in row.items()} for row in system.scores["cases"]]
-        reported = system.scores["reported"]
+        scores, reported = system.rows, system.scores["reported"]
         for head, post in dict.fromkeys((row["head"], row["post"]) for row in scores):
             summary = summarise(pick(scores, head, post))
             star = " ★" if (head, post) == (reported["head"], reported["post"]) else ""
@@ -157,8 +161,8 @@ def _curves(folder: Path) -> dict[str, list[float | None]]:
 
 
 def _scores(system: System, case: str) -> dict[str, float | None] | None:
-    rows = [row for row in system.reported if row["case"] == case]
-    return {key: _number(rows[0][key]) for key in COLUMNS} if rows else None
+    row = system.reported.get(case)
+    return {key: _number(row[key]) for key in COLUMNS} if row else None
 
 
 def _number(value: float) -> float | None:
@@ -170,6 +174,7 @@ def _volume(root: Path, case: str, systems: Sequence[System]) -> dict[str, Any]:
     image, spacing = la_heart.read_image(root, case), la_heart.read_spacing(root, case)
     label = la_heart.read_label(root, case) > 0
     masks = [label, *(_prediction(system.folder, case) for system in systems)]
+    distance = signed_surface_distance(label) if label.any() and not label.all() else np.zeros(label.shape)
     low, high = gray_window(image)
     levels = np.clip((image - low) / (high - low) * (GRAYS - 1), 0, GRAYS - 1).round().astype(np.uint8)
     return {
@@ -178,7 +183,7 @@ def _volume(root: Path, case: str, systems: Sequence[System]) -> dict[str, Any]:
         "centre": _centre(label),
         "image": pack(levels),
         "masks": [None if mask is None else pack(np.packbits(mask)) for mask in masks],
-        "surfaces": [_surface(mask, label, spacing) for mask in masks],
+        "surfaces": [_surface(mask, distance, spacing) for mask in masks],
     }
 
 
@@ -195,17 +200,15 @@ def _centre(label: np.ndarray) -> list[int]:
     return [int(label.sum(axis=axes).argmax()) for axes in others]
 
 
-def _surface(mask: np.ndarray | None, label: np.ndarray, spacing: Sequence[float]) -> dict[str, str] | None:
+def _surface(mask: np.ndarray | None, distance: np.ndarray, spacing: Sequence[float]) -> dict[str, str] | None:
     """Triangles in mm, and at each point the distance to the label's surface in voxels; None for no surface."""
     if mask is None or not mask.any():
         return None
     surface = mesh(mask, TRIANGLES)
-    partly = label.any() and not label.all()
-    distance = sample(signed_surface_distance(label), surface.vertices) if partly else np.zeros(len(surface.vertices))
     return {
         "points": _raw(surface.vertices * spacing, np.float32),
         "faces": _raw(surface.faces, np.uint32),
-        "distance": _raw(distance, np.float32),
+        "distance": _raw(sample(distance, surface.vertices), np.float32),
     }
 
 

@@ -18,6 +18,14 @@ LR_STEP_FRACTION = 2500 / flags.PAPER_ITERATIONS
 SAVE_FRACTION = 1000 / flags.PAPER_ITERATIONS
 
 
+OF_THE_MACHINE = ("device", "gpu", "compile", "model_path")  # what a test or a prediction does not take from training
+
+
+def of_training(trained: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a training that a test or a prediction of its run goes by."""
+    return {key: value for key, value in trained.items() if key not in OF_THE_MACHINE}
+
+
 def layer_defaults(parser: ArgumentParser, *layers: Mapping[str, Any]) -> None:
     """Set defaults from layers, the strongest last; entries whose flag is not declared here are passed over."""
     declared = {action.dest for action in parser._actions}
