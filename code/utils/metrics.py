@@ -1,11 +1,13 @@
 """Dice, Jaccard, ASD and 95HD of one case, as medpy 0.5 computes them, and their summary over cases.
 
 Distances are exact and in float64, but sought only from surface voxels that the two masks do not share and only
-inside the box around both, so a case takes about a tenth of medpy's time. Empty masks are never flattering: a
+inside the box around both, so a case takes a small part of medpy's time. Empty masks are never flattering: a
 missed case has no distance (NaN), and a summary says how many were missed.
 """
 
+import itertools
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from scipy import ndimage
@@ -18,6 +20,7 @@ EMPTY_RULES = ("nan", "zeros")
 MEDPY_TOLERANCE = 1e-6
 # Measured: a nearest-neighbour search takes 1 to 10 us per point, a distance transform 0.1 us per voxel.
 VOXELS_PER_POINT = 40
+SHELL_REACH = 4.0  # in smallest spacings: most points lie nearer, and further shells grow faster than what they find
 
 
 def evaluate(
@@ -201,24 +204,66 @@ def _asd_and_hd95(prediction: np.ndarray, label: np.ndarray, spacing: tuple[floa
 def _directed_distances(source: np.ndarray, target: np.ndarray, spacing: tuple[float, ...]) -> np.ndarray:
     """Distance from each voxel of `source` to the nearest of `target`, float64, in no particular order.
 
-    Voxels of both have distance 0. The others are looked up in a k-d tree or, where there are many of them (a very
-    rough prediction), in a distance transform, whose cost does not grow with their number.
+    Voxels of both have distance 0. Of the others the near ones are found shell by shell, what is left in a k-d tree
+    or, where much is left (a very rough prediction), in a distance transform, whose cost does not grow with it.
     """
     apart = source & ~target
-    count = np.count_nonzero(apart)
     distances = np.zeros(np.count_nonzero(source))
-    if count * VOXELS_PER_POINT > source.size:
-        distances[:count] = ndimage.distance_transform_edt(~target, sampling=spacing)[apart]
-    elif count:
+    points = np.flatnonzero(apart)
+    found, points = _nearest_in_shells(points, target, spacing)
+    distances[: len(found)] = found
+    rest = slice(len(found), len(found) + len(points))
+    if len(points) * VOXELS_PER_POINT > source.size:
+        transform = ndimage.distance_transform_edt(~target, sampling=spacing)
+        distances[rest] = transform.ravel()[points]
+    elif len(points):
         # Settings of the tree that only matter for its speed, measured on left-atrium surfaces.
-        tree = cKDTree(_points(target, spacing), leafsize=32, balanced_tree=False, compact_nodes=False)
-        distances[:count] = tree.query(_points(apart, spacing))[0]
+        there = _coordinates(np.flatnonzero(target), target.shape) * spacing
+        tree = cKDTree(there, leafsize=32, balanced_tree=False, compact_nodes=False)
+        distances[rest] = tree.query(_coordinates(points, target.shape) * spacing)[0]
     return distances
 
 
-def _points(mask: np.ndarray, spacing: tuple[float, ...]) -> np.ndarray:
-    """Coordinates (N, 3) of the voxels of a mask; np.argwhere takes four times as long."""
-    return np.stack(np.unravel_index(np.flatnonzero(mask), mask.shape), axis=1) * spacing
+def _nearest_in_shells(
+    points: np.ndarray, target: np.ndarray, spacing: tuple[float, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Look for the nearest target voxel among the neighbours of each point, nearest neighbours first.
+
+    Args: points, (N,) flat indices into `target`, which is boolean. Returns: the distances of the points that have a
+        target voxel within reach, and the points that have none.
+    """
+    reach, shells = _shells(spacing)
+    padded = np.pad(target, [(steps, steps) for steps in reach])
+    strides = np.array(padded.strides)  # of booleans: voxels
+    occupied, at = padded.ravel(), (_coordinates(points, target.shape) + reach) @ strides
+    found = [np.empty(0)]
+    for distance, steps in shells:
+        if not len(points):
+            break
+        hit = np.zeros(len(points), dtype=bool)
+        for step in steps @ strides:
+            hit |= occupied[at + step]
+        found.append(np.full(np.count_nonzero(hit), distance))
+        points, at = points[~hit], at[~hit]
+    return np.concatenate(found), points
+
+
+@lru_cache
+def _shells(spacing: tuple[float, ...]) -> tuple[tuple[int, ...], list[tuple[float, np.ndarray]]]:
+    """All steps to neighbours within SHELL_REACH of the smallest spacing, equally long ones together, by length.
+
+    Returns: voxels per axis that a step spans at most; (length, (n, 3) steps in voxels) in ascending order.
+    """
+    limit = SHELL_REACH * min(spacing)
+    reach = tuple(int(limit / size) for size in spacing)
+    steps = np.array(list(itertools.product(*(range(-n, n + 1) for n in reach))))
+    lengths = np.linalg.norm(steps * spacing, axis=1)
+    return reach, [(length, steps[lengths == length]) for length in np.unique(lengths) if 0 < length <= limit]
+
+
+def _coordinates(flat: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Coordinates (N, 3) of flat indices; np.argwhere takes four times as long."""
+    return np.stack(np.unravel_index(flat, shape), axis=1)
 
 
 def _summarise_metric(rows: Sequence[dict], metric: str) -> dict[str, float]:

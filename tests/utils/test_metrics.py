@@ -60,18 +60,35 @@ def test_equals_medpy_on_random_masks(monkeypatch, voxels_per_point, spacing_mm)
         assert_equals_medpy(blob(seed, share), blob(seed, share * 0.9), spacing_mm)  # much surface in common
 
 
-def test_good_predictions_take_the_tree_and_rough_ones_the_transform(monkeypatch):
-    """Each pair is evaluated with the other way of searching taken out."""
-    label = np.zeros((40, 40, 40), dtype=bool)
+@pytest.mark.parametrize("spacing_mm", [None, (0.5, 1.0, 3.0)])
+@pytest.mark.parametrize("shift", [1, 3, 4, 5, 9])
+def test_equals_medpy_on_both_sides_of_the_reach_of_the_shells(shift, spacing_mm):
+    label, moved = np.zeros((2, 40, 24, 24), dtype=bool)
+    label[6:16, 5:15, 5:15] = True
+    moved[6 + shift : 16 + shift, 5:15, 5:15] = True
+    assert_equals_medpy(moved, label, spacing_mm)
+
+
+def test_near_points_take_the_shells_a_distant_few_the_tree_and_many_the_transform(monkeypatch):
+    """Each pair is evaluated with the other ways of searching taken out."""
+    label = np.zeros((60, 60, 60), dtype=bool)
     label[10:30, 10:30, 10:30] = True
-    dented = label.copy()
+    dented, speckled, far = label.copy(), label.copy(), np.zeros_like(label)
     dented[10, 18:22, 18:22] = False
-    with monkeypatch.context() as patch:
-        patch.setattr(metrics.ndimage, "distance_transform_edt", None)
-        evaluate(dented, label)
-    with monkeypatch.context() as patch:
-        patch.setattr(metrics, "cKDTree", None)
-        evaluate(blob(0, 0.5, sigma=0.5), blob(1, 0.5, sigma=0.5))
+    speckled[50, 50, 50] = True
+    far[30:60:2, 30:60:2, 30:60:2] = True
+    for prediction, unused in [
+        (dented, ("cKDTree", "transform")),
+        (speckled, ("transform",)),
+        (far, ("cKDTree",)),
+    ]:
+        with monkeypatch.context() as patch:
+            patch.setattr(metrics, "VOXELS_PER_POINT", 200)
+            if "cKDTree" in unused:
+                patch.setattr(metrics, "cKDTree", None)
+            if "transform" in unused:
+                patch.setattr(metrics.ndimage, "distance_transform_edt", None)
+            evaluate(prediction, label)
 
 
 @pytest.mark.data
