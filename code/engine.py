@@ -17,7 +17,8 @@ from tqdm import tqdm
 from dataloaders.batch import Batch, BatchStream, CaseStore, delivered, make_loader
 from dataloaders.split import Split
 from inference import dice_of_cases
-from methods.base import Method, Turn
+from methods import METHODS
+from methods.base import Method, Turn, method_of
 from utils import runs
 from utils.device import machine, memory_format, peak_memory_gib, place, precision
 from utils.distributed import ALONE, Ranks
@@ -264,6 +265,13 @@ def reported_output(method: Method, options: Namespace) -> str:
     if head not in method.outputs:
         raise InputError(f"--head {head} is not among the outputs of {options.exp}: {', '.join(method.outputs)}")
     return head
+
+
+def trained_method(options: Namespace, state: dict[str, Any], path: Path) -> Method:
+    """The method of a run with the weights of its checkpoint `state`, which was read from `path`."""
+    method = method_of(options.method, METHODS, options.exp).of_run(state["options"])
+    load_networks(method, state, path)
+    return method
 
 
 def load_networks(method: nn.Module, state: dict[str, Any], path: Path) -> None:

@@ -18,10 +18,9 @@ from dataloaders.inputs import Source
 from dataloaders.preprocess import Placement, Preprocessing
 from dataloaders.region import Box
 from dataloaders.scans import Scan, orientation_of
-from engine import load_networks, reported_output
-from inference import predict_volume, window_starts
-from methods import METHODS
-from methods.base import Method, method_of
+from engine import reported_output, trained_method
+from inference import predict_volume, window_shape, window_starts, window_stride
+from methods.base import Method
 from networks.vnet import MIN_PATCH
 from utils.errors import InputError
 
@@ -51,13 +50,13 @@ class Predictor(nn.Module):
 
     def __init__(self, method: Method, head: str, wanted: Sequence[str] = (PROB,), tta: str = "none"):
         super().__init__()
-        self.method, self.head, self.wanted = method, head, tuple(wanted)
+        self.method, self.head, self.outputs = method, head, tuple(wanted)
         self.symmetries = SYMMETRIES[tta]
         self.on_windows: Callable[[int], None] = lambda count: None  # told how many patches are done
 
     def predict(self, image: Tensor, outputs: Iterable[str] | None = None) -> dict[str, Tensor]:
         """Args: image, (B, 1, W, H, D). Returns: {"prob": in [0, 1], "sdm": in [-1, 1]}, each of that shape."""
-        maps = self._mean(image, tuple(outputs or self.wanted))
+        maps = self._mean(image, tuple(outputs or self.outputs))
         self.on_windows(len(image))
         return maps
 
@@ -94,7 +93,7 @@ class Member:
 
     def settings(self) -> dict[str, Any]:
         """What decides its maps, as plain data."""
-        names = ("method", "scale", "patch_size", "stride_xy", "stride_z", "blend", "amp")
+        names = ("method", "scale", "patch_size", "stride_xy", "stride_z", "blend", "window", "amp")
         return {
             "exp": self.exp,
             "iteration": self.iteration,
@@ -107,9 +106,7 @@ class Member:
 
 def load_member(path: Path, state: dict[str, Any], options: Namespace, wanted: Sequence[str], tta: str) -> Member:
     """A run from its checkpoint at `path`; nothing else is read, no data folder is needed."""
-    method = method_of(options.method, METHODS, options.exp).of_run(state["options"])
-    load_networks(method, state, path)
-    method.eval()
+    method = trained_method(options, state, path).eval()
     if SDM in wanted and not _has_map(method):
         raise InputError(f"--save sdm: method {options.method} of {options.exp} has no signed distance map")
     return Member(
@@ -185,23 +182,27 @@ def count_windows(members: Sequence[Member], plan: Plan) -> int:
 
 
 def _starts(options: Namespace, shape: Size) -> list[list[int]]:
-    strides = (options.stride_xy, options.stride_xy, options.stride_z)
     lengths = np.maximum(shape, options.patch_size).tolist()
-    return [window_starts(*axis) for axis in zip(lengths, options.patch_size, strides, strict=True)]
+    axes = zip(lengths, window_shape(options, shape), window_stride(options), strict=True)
+    return [window_starts(*axis) for axis in axes]
 
 
 def memory_bytes(members: Sequence[Member], plan: Plan) -> tuple[int, int]:
     """Estimate of what a prediction takes: for the volumes, and for the network on its patches."""
-    voxels, maps = plan.scan.array.size, len(members[0].predictor.wanted)
+    voxels, maps = plan.scan.array.size, len(members[0].predictor.outputs)
     processed = sum({id(image): image.size for image, _ in plan.images.values()}.values())
     window = max(math.prod(np.maximum(plan.scaled(member), member.options.patch_size).tolist()) for member in members)
     predicting = FLOAT * (voxels * (1 + maps) + processed * 2 + window * (2 + 2 * maps))
     volumes = plan.scan.array.nbytes + max(predicting, NORMALISING * voxels)
-    network = max(
-        member.options.window_batch * math.prod(member.options.patch_size) * member.options.n_filters
-        for member in members
-    )
+    network = max(_voxels_at_once(member, plan) * member.options.n_filters for member in members)
     return volumes, FLOAT * FEATURE_MAPS * network
+
+
+def _voxels_at_once(member: Member, plan: Plan) -> int:
+    """Voxels of the windows that share a forward pass."""
+    options, shape = member.options, plan.scaled(member)
+    windows = math.prod(map(len, _starts(options, shape)))
+    return min(options.window_batch, windows) * math.prod(window_shape(options, shape))
 
 
 def doubts(members: Sequence[Member], plan: Plan) -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from dataloaders import la_heart
 from dataloaders.batch import resample, scaled_shape
 from methods.base import Method
-from utils.device import memory_format, precision
+from utils.device import device_with_room, memory_format, precision
 from utils.errors import InputError
 from utils.metrics import evaluate
 from utils.options import repository_path
@@ -21,6 +21,7 @@ from utils.options import repository_path
 Predict = Callable[[Tensor], dict[str, Tensor]]
 THRESHOLD = 0.5
 GAUSSIAN_SD = 1 / 8  # of the patch, as in nnU-Net (Isensee et al., Nature Methods 2021)
+VOLUMES_BESIDE_OUTPUTS = 3  # of the size of the scan on the device: image, visits, and one that is divided by them
 GAUSSIAN_FLOOR = 1e-3  # keeps every voxel's weight positive
 
 
@@ -41,6 +42,20 @@ def window_weight(patch: Sequence[int], blend: str) -> Tensor:
     return weight
 
 
+def window_shape(options: Namespace, shape: Sequence[int]) -> tuple[int, ...]:
+    """Size of the windows on a volume of `shape` (at --scale): the patch or, with --window whole, all of it.
+
+    A volume is never seen smaller than the patch: `sliding_window` pads it, as training did.
+    """
+    whole = options.window == "whole"
+    return tuple(np.maximum(shape, options.patch_size).tolist()) if whole else tuple(options.patch_size)
+
+
+def window_stride(options: Namespace) -> tuple[int, int, int]:
+    """Steps of the window along W, H, D."""
+    return options.stride_xy, options.stride_xy, options.stride_z
+
+
 @torch.no_grad()
 def sliding_window(
     predict: Predict,
@@ -53,7 +68,7 @@ def sliding_window(
     """Average probability of all windows, accumulated on the image's device.
 
     Args:
-        predict: (N, 1, *patch) -> {name: (N, 1, *patch)} probabilities.
+        predict: (N, 1, *patch) -> {name: (N, 1, *patch)} probabilities, on any device.
         image: (W, H, D) float32. An axis shorter than the patch is padded with the image's minimum, as in
             training; the padding is removed again.
         patch, stride: voxels per axis.
@@ -81,7 +96,7 @@ def sliding_window(
         for name, prob in probs.items():
             if name not in total:
                 total[name] = torch.zeros_like(image)
-            for window, patch_prob in zip(group, prob[:, 0].float(), strict=True):
+            for window, patch_prob in zip(group, prob[:, 0].float().to(image.device), strict=True):
                 total[name][window] += weight * patch_prob
         for window in group:
             visits[window] += weight
@@ -94,7 +109,7 @@ def predict_volume(
     image: np.ndarray,
     options: Namespace,
     device: torch.device,
-    outputs: Iterable[str] | None = None,
+    outputs: Sequence[str] | None = None,
 ) -> dict[str, np.ndarray]:
     """Foreground probability of a whole scan on its own grid, at the scale that the run was trained at.
 
@@ -105,14 +120,15 @@ def predict_volume(
 
     def predict(patches: Tensor) -> dict[str, Tensor]:
         with precision(device, options.amp):
-            return method.predict(patches.contiguous(memory_format=layout), outputs)
+            return method.predict(patches.to(device).contiguous(memory_format=layout), outputs)
 
     scaled = resample(image, scaled_shape(image.shape, options.scale))
+    sums = scaled.nbytes * (VOLUMES_BESIDE_OUTPUTS + len(outputs or method.outputs))
     probs = sliding_window(
         predict,
-        torch.from_numpy(scaled).to(device),
-        options.patch_size,
-        (options.stride_xy, options.stride_xy, options.stride_z),
+        torch.from_numpy(scaled).to(device_with_room(device, sums)),
+        window_shape(options, scaled.shape),
+        window_stride(options),
         options.blend,
         options.window_batch,
     )

@@ -48,7 +48,7 @@ from utils.onnx_export import OPSET, export_onnx
 from utils.parsing import layer_defaults, of_training, require_values
 
 ONE_FILE = {".nii": "nii.gz", ".mhd": "mha"}  # formats that are written in another way than they are read
-LESS_MEMORY = "give --roi, or lower --window_batch"
+LESS_MEMORY = f"give --roi, or {flags.LESS_WINDOW}"
 FAILED = 1  # exit status if some scan could not be segmented
 MM3_PER_ML = 1000
 NOTICE = "Accuracy on uncropped scans is not measured. Not for clinical use."
@@ -100,8 +100,7 @@ def make_parser() -> ArgumentParser:
     )
     existing.add_argument("--overwrite", action="store_true", help="write again what --output holds")
     result = parser.add_argument_group("inference")
-    flags.add_protocol_argument(result, default="fast")
-    flags.add_window_arguments(result)
+    flags.add_window_arguments(result, protocol="fast")
     result.add_argument("--head", help="output of the method to use (default: as in training, or the method's first)")
     result.add_argument(
         "--post", choices=("none", "lcc"), default="lcc", help="lcc: the largest connected component alone; none: all"
@@ -121,7 +120,7 @@ def make_parser() -> ArgumentParser:
         help="write the network of the output as ONNX (opset 18), preprocessing and window as metadata; no scan needed",
     )
     flags.add_device_options(parser)
-    parser.set_defaults(stride_xy=None, stride_z=None, blend=None)  # --protocol or the run decides
+    parser.set_defaults(stride_xy=None, stride_z=None, blend=None, window=None)  # --protocol or the run decides
     return parser
 
 

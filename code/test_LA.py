@@ -26,10 +26,9 @@ from tqdm import tqdm
 
 from dataloaders import la_heart
 from dataloaders.split import cases_to_test
-from engine import load_networks, reported_output
+from engine import reported_output, trained_method
 from inference import THRESHOLD, predict_volume
-from methods import METHODS
-from methods.base import Method, method_of
+from methods.base import Method
 from reporting.figures import case_figure
 from reporting.nifti import write_nifti
 from reporting.printed import PrintedRow, printed_row
@@ -90,8 +89,7 @@ def make_parser() -> ArgumentParser:
     flags.add_compat_option(parser)
     flags.add_path_options(parser)
     flags.add_device_options(parser)
-    flags.add_inference_options(parser)
-    flags.add_protocol_argument(parser.add_argument_group("window by name"), default="paper")
+    flags.add_inference_options(parser, protocol="paper")
     return parser
 
 
@@ -174,8 +172,7 @@ def score_run(folder: Path, state: dict[str, Any], options: Namespace, ranks: Ra
     cases = ranks.from_leader(lambda: sound_cases(options, state))
     with ranks.leader_first():
         device = pick_device(options, ranks=ranks)
-        method = method_of(options.method, METHODS, options.exp).of_run(state["options"])
-        load_networks(method, state, runs.checkpoint_path(folder, options.weights))
+        method = trained_method(options, state, runs.checkpoint_path(folder, options.weights))
         place(method, device, options)
         head = reported_output(method, options)
         folder = runs.scores_folder(folder, options.weights)
@@ -232,7 +229,7 @@ def predict_masks(
 ) -> tuple[str, dict[str, np.ndarray]]:
     """A case, and its predicted mask by output, (W, H, D) boolean."""
     image = la_heart.read_image(flags.repository_path(options.root_path), case)
-    with enough_memory(device, "lower --window_batch"):
+    with enough_memory(device, flags.LESS_WINDOW):
         probs = predict_volume(method, image, options, device)
     return case, {output: prob > THRESHOLD for output, prob in probs.items()}
 

@@ -12,6 +12,7 @@ from scipy import ndimage
 from dataloaders.la_heart import case_path
 from inference import dice_of_cases, predict_volume, sliding_window, window_starts, window_weight
 from methods import METHODS
+from utils.device import device_with_room
 from utils.errors import InputError
 
 CPU = torch.device("cpu")
@@ -158,6 +159,7 @@ def flags(**changes) -> Namespace:
         "stride_xy": 9,
         "stride_z": 8,
         "blend": "uniform",
+        "window": "patch",
         "window_batch": 4,
         "amp": "off",
         "head": None,
@@ -190,6 +192,33 @@ def test_prediction_returns_to_the_native_grid(shape, scale):
     assert 2 * (mask & label).sum() / (mask.sum() + label.sum()) > 0.98
     shift = np.subtract(ndimage.center_of_mass(mask), ndimage.center_of_mass(label))
     assert np.abs(shift).max() < 0.15  # voxels
+
+
+@pytest.mark.parametrize("shape", [(23, 17, 30), (23, 9, 30)], ids=["larger than the patch", "smaller along an axis"])
+def test_the_whole_window_sees_the_scan_once_and_never_less_than_a_patch(shape):
+    seen = []
+
+    def formula(patches):
+        seen.append(tuple(patches.shape))
+        return patches.clone()
+
+    image = np.random.default_rng(0).random(shape).astype(np.float32)
+    options = flags(window="whole", blend="gaussian")
+    np.testing.assert_allclose(predict_volume(Fake(formula), image, options, CPU, ("seg",))["seg"], image, atol=1e-6)
+    assert seen == [(1, 1, *np.maximum(shape, 16))]
+
+
+def test_sums_are_kept_on_the_host_where_a_gpu_has_no_room(monkeypatch):
+    """Four floats per voxel and as much again for the network; without a GPU, what it has free is made up."""
+    gpu, room = torch.device("cuda", 0), 2 * 4 * (3 + 1) * 20 * 20 * 20
+    for free, expected in ((room, gpu), (room - 1, CPU)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10**12))
+        assert device_with_room(gpu, room // 2) == expected
+    assert device_with_room(CPU, 10**15) == CPU
+    asked = []
+    monkeypatch.setattr("inference.device_with_room", lambda device, needed: asked.append(needed) or CPU)
+    predict_volume(Fake(torch.sigmoid), blob((20, 20, 20)), flags(), CPU, ("seg",))
+    assert asked == [room // 2]
 
 
 def test_only_the_wanted_outputs_without_dropout_or_gradients():

@@ -257,12 +257,29 @@ def test_window_settings_by_hand_before_protocol_before_run(make_run, tmp_path):
     def windows(*argv: str) -> tuple:
         trained = runs.load_checkpoint(folder / runs.LAST)["options"]
         options = predict.parse_options(["--exp", "a", *argv], "a", trained)
+        assert options.window == "patch"
         return options.stride_xy, options.stride_z, options.blend
 
     assert windows() == windows("--protocol", "fast") == (16, 20, "gaussian")
     assert windows("--protocol", "paper") == (7, 5, "uniform")
     assert windows("--stride_z", "3", "--blend", "uniform") == (16, 3, "uniform")
     assert windows("--protocol", "paper", "--stride_xy", "9") == (9, 5, "uniform")
+
+
+def test_the_whole_scan_as_one_window(make_run, tmp_path, capsys):
+    make_run()
+    scan = write(tmp_path / "heart.nii.gz", blob((40, 50, 36)), affine(0))
+    parts = load(run("a", scan, tmp_path / "parts", "--protocol", "fast") / "heart.nii.gz")
+    in_parts = capsys.readouterr().out
+    whole = load(run("a", scan, tmp_path / "whole", "--protocol", "whole") / "heart.nii.gz")
+    at_once = capsys.readouterr().out
+    assert "; 1 windows;" in at_once and "; 1 windows;" not in in_parts
+    np.testing.assert_array_equal(whole, parts)  # the network of these runs looks at one voxel at a time
+
+    def needed(said: str) -> str:
+        return re.search(r"([\d.]+ \w+) for the network", said)[1]
+
+    assert needed(at_once) != needed(in_parts)
 
 
 def test_from_training_to_a_mask(phantom, tmp_path):
@@ -571,7 +588,7 @@ def test_out_of_memory_is_one_sentence(make_run, tmp_path, monkeypatch, error):
 
     monkeypatch.setattr(predict, "predict_scan", full)
     out = run(make_run(), write(tmp_path / "heart.nii.gz", blob(), affine(0)), tmp_path / "out", status=1)
-    assert rows_of(out)["heart"]["error"] == "out of memory on cpu; give --roi, or lower --window_batch"
+    assert rows_of(out)["heart"]["error"] == f"out of memory on cpu; {predict.LESS_MEMORY}"
 
 
 # --- bad input

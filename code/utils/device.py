@@ -123,6 +123,13 @@ def enough_memory(device: torch.device, mend: str) -> Iterator[None]:
         raise
 
 
+def device_with_room(device: torch.device, needed: int) -> torch.device:
+    """The device; the CPU for a GPU that has not twice as many bytes free, since the network needs room, too."""
+    if device.type == "cuda" and 2 * needed > torch.cuda.mem_get_info(device)[0]:
+        return torch.device("cpu")
+    return device
+
+
 def keep_memory() -> None:
     """Let the C library reuse freed memory instead of returning it to the system after every layer.
 

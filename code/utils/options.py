@@ -12,22 +12,8 @@ from utils.schedules import RAMP_UNIT
 REPOSITORY = Path(__file__).resolve().parents[2]
 LISTS = ("train.list", "test.list")  # in a data folder; those of another --split have its name before theirs
 PAPER_ITERATIONS = 6000  # what schedule lengths are fractions of
-AT_LEAST = {  # the smallest value of a flag that makes sense; flags of single methods are among them
-    **dict.fromkeys(
-        "max_iterations batch_size n_filters labelnum lr_step save_every val_every log_every "
-        "stride_xy stride_z window_batch".split(),
-        1,
-    ),
-    **dict.fromkeys(
-        "unlabelnum num_workers warmup image_every val_cases seed weight_decay consistency consistency_rampup "
-        "aug_zoom aug_rotate aug_intensity sdm_k_start con_scale sdm_weight adv_weight att_beta unc_weight seg_weight "
-        "feat_weight score_workers".split(),
-        0,
-    ),
-}
-AT_MOST = {"seed": 2**63 - 1}  # what PyTorch takes
-POSITIVE = {"scale", "base_lr", "lr_gamma", "sdm_k", "critic_lr"}
-SHARES = {"dropout", "momentum"}
+PROTOCOLS = ("paper", "fast", "whole")
+LESS_WINDOW = "lower --window_batch or give --window patch"  # against a lack of memory
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -217,37 +203,43 @@ def add_device_options(parser: ArgumentParser) -> None:
     group.add_argument("--compile", action="store_true", help="torch.compile the networks")
 
 
-def add_window_arguments(group) -> None:
-    """The sliding window."""
+def add_window_arguments(group, protocol: str | None = None) -> None:
+    """The sliding window; with a default for it, also `--protocol`, the window by name."""
+    if protocol:
+        group.add_argument(
+            "--protocol",
+            choices=PROTOCOLS,
+            default=protocol,
+            help="windows by name. paper: as the run was trained to be tested; fast: steps of half a patch, Gaussian "
+            "blend; whole: one window around the whole scan",
+        )
     group.add_argument("--stride_xy", type=int, default=18, help="in-plane stride of the window, in voxels")
     group.add_argument("--stride_z", type=int, default=4, help="axial stride of the window, in voxels")
     group.add_argument(
         "--blend", choices=("uniform", "gaussian"), default="uniform", help="weight of a window's voxels"
     )
-    group.add_argument("--window_batch", type=int, default=4, help="windows per forward pass")
-
-
-def add_protocol_argument(group, default: str) -> None:
-    """The sliding window by name."""
     group.add_argument(
-        "--protocol",
-        choices=("paper", "fast"),
-        default=default,
-        help="paper: the strides and blend of the run; fast: steps of half a patch, Gaussian blend",
+        "--window",
+        choices=("patch", "whole"),
+        default="patch",
+        help="size of a window: --patch_size, or the whole scan in one pass, whose memory grows with the scan",
     )
+    group.add_argument("--window_batch", type=int, default=4, help="windows per forward pass")
 
 
 def protocol_defaults(protocol: str, patch: Sequence[int]) -> dict[str, Any]:
     """The window flags that --protocol stands for, for a patch (W, H, D): between those by hand and the run's own."""
     if protocol == "paper":
         return {}
-    return {"stride_xy": min(patch[:2]) // 2, "stride_z": patch[2] // 2, "blend": "gaussian"}
+    if protocol == "whole":
+        return {"window": "whole"}
+    return {"window": "patch", "stride_xy": min(patch[:2]) // 2, "stride_z": patch[2] // 2, "blend": "gaussian"}
 
 
-def add_inference_options(parser: ArgumentParser) -> None:
-    """The sliding window and what is scored."""
+def add_inference_options(parser: ArgumentParser, protocol: str | None = None) -> None:
+    """The sliding window, with --protocol where it has a default, and what is scored."""
     group = parser.add_argument_group("inference")
-    add_window_arguments(group)
+    add_window_arguments(group, protocol)
     group.add_argument("--head", help="output to report (default: the method's first); all are scored")
     group.add_argument(
         "--post",

@@ -17,8 +17,23 @@ from utils.schedules import RAMP_UNIT
 LR_STEP_FRACTION = 2500 / flags.PAPER_ITERATIONS
 SAVE_FRACTION = 1000 / flags.PAPER_ITERATIONS
 
-
 OF_THE_MACHINE = ("device", "gpu", "compile", "model_path")  # what a test or a prediction does not take from training
+AT_LEAST = {  # the smallest value of a flag that makes sense; flags of single methods are among them
+    **dict.fromkeys(
+        "max_iterations batch_size n_filters labelnum lr_step save_every val_every log_every "
+        "stride_xy stride_z window_batch".split(),
+        1,
+    ),
+    **dict.fromkeys(
+        "unlabelnum num_workers warmup image_every val_cases seed weight_decay consistency consistency_rampup "
+        "aug_zoom aug_rotate aug_intensity sdm_k_start con_scale sdm_weight adv_weight att_beta unc_weight seg_weight "
+        "feat_weight score_workers".split(),
+        0,
+    ),
+}
+AT_MOST = {"seed": 2**63 - 1}  # what PyTorch takes
+POSITIVE = {"scale", "base_lr", "lr_gamma", "sdm_k", "critic_lr"}
+SHARES = {"dropout", "momentum"}
 
 
 def of_training(trained: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,14 +75,14 @@ def require_values(options: Namespace) -> None:
     for name, value in vars(options).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"--{name} {value} must be a finite number")
-        low = flags.AT_LEAST.get(name)
+        low = AT_LEAST.get(name)
         if low is not None and value is not None and value < low:
             raise InputError(f"--{name} {value} must be at least {low}")
-        if name in flags.AT_MOST and value > flags.AT_MOST[name]:
-            raise InputError(f"--{name} {value} must be at most {flags.AT_MOST[name]}")
-    for name in flags.POSITIVE & vars(options).keys():
+        if name in AT_MOST and value > AT_MOST[name]:
+            raise InputError(f"--{name} {value} must be at most {AT_MOST[name]}")
+    for name in POSITIVE & vars(options).keys():
         _require(options, name, getattr(options, name) > 0, "must be positive")
-    for name in flags.SHARES & vars(options).keys():
+    for name in SHARES & vars(options).keys():
         _require(options, name, 0 <= getattr(options, name) < 1, "must be in [0, 1)")
     if "patch_size" in options:
         sizes = " ".join(map(str, options.patch_size))
