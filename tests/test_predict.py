@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 from argparse import Namespace
 from collections.abc import Callable

@@ -136,14 +136,12 @@ def _folded_norm_backward(grad, x, weight, mean, inverse_sd, eps) -> tuple[Tenso
 
 
 class Pointwise(nn.Conv3d):
-    """A 1x1x1 convolution of few channels, as one product of matrices where voxels can be folded as above."""
+    """A 1x1x1 convolution; with channels last, where voxels are the rows of a matrix, as one product of matrices."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not _folds(x):
+        if not x.is_contiguous(memory_format=torch.channels_last_3d):
             return super().forward(x)
-        repeat, weight = LANES // x.shape[1], self.weight.flatten(1).T  # (C, channels of the output)
-        maps = torch.addmm(self.bias.repeat(repeat), _fold(x), torch.block_diag(*[weight] * repeat))
-        return maps.view(len(x), *x.shape[2:], -1).permute(0, 4, 1, 2, 3)
+        return F.linear(x.permute(0, 2, 3, 4, 1), self.weight.flatten(1), self.bias).permute(0, 4, 1, 2, 3)

@@ -24,7 +24,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "aug_zoom": 0.2,
         "aug_rotate": 15.0,
         "aug_intensity": 0.2,
-        "num_workers": 0,
+        "num_workers": 1,
         "amp": "bf16" if cpu_has_bf16() else "off",
         "stride_xy": 16,
         "stride_z": 16,

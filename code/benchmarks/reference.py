@@ -1,4 +1,4 @@
-"""What a user of the public left-atrium codes runs: the yardsticks of benchmark.py, as those codes compute them."""
+"""What a user of the public left-atrium codes runs: the yardsticks of the benchmark, as those codes compute them."""
 
 import itertools
 import math
@@ -74,7 +74,8 @@ def dtml_step(m_s: VNet, m_d: VNet, labels: Tensor, k: float, weight: float) -> 
         of the transform; weight, that of the consistency loss.
     Returns: a function that makes one step and returns the supervised terms and the consistency, summed.
     """
-    networks = ReferenceVNet(m_s), ReferenceVNet(m_d)
+    device = next(m_s.parameters()).device
+    networks = [ReferenceVNet(network).to(device) for network in (m_s, m_d)]
     optimizers = [torch.optim.SGD(n.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4) for n in networks]
 
     def step(batch: Batch) -> float:
@@ -102,15 +103,16 @@ def window_by_window(
     m_s: VNet, m_d: VNet, image: np.ndarray, patch: Sequence[int], stride: Sequence[int]
 ) -> np.ndarray:
     """Probability of M_s over a volume (W, H, D): one window after the other, both networks and heads at each."""
-    networks = ReferenceVNet(m_s).eval(), ReferenceVNet(m_d).eval()
+    device = next(m_s.parameters()).device
+    networks = [ReferenceVNet(network).to(device).eval() for network in (m_s, m_d)]
     total, visits = np.zeros(image.shape, np.float32), np.zeros(image.shape, np.float32)
     counts = [math.ceil((n - p) / s) + 1 for n, p, s in zip(image.shape, patch, stride, strict=True)]
     for place in itertools.product(*map(range, counts)):
         start = [min(i * s, n - p) for i, s, n, p in zip(place, stride, image.shape, patch, strict=True)]
         window = tuple(slice(a, a + p) for a, p in zip(start, patch, strict=True))
-        crop = torch.from_numpy(np.ascontiguousarray(image[window]))[None, None]
+        crop = torch.from_numpy(np.ascontiguousarray(image[window]))[None, None].to(device)
         probs = [network(crop)["seg"].sigmoid() for network in networks]
-        total[window] += probs[0][0, 0].numpy()
+        total[window] += probs[0][0, 0].cpu().numpy()
         visits[window] += 1
     return total / visits
 

@@ -1,0 +1,110 @@
+"""Rows about data: batches from files, the start of a training, very many scans, distance maps, metrics."""
+
+import itertools
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import torch
+from medpy.metric import binary
+
+from benchmarks.reference import crops_from_files, signed_distances
+from benchmarks.timing import Row, added_gib, balls, compared, in_own_process, made_up_cases, timed_in_turns
+from dataloaders import la_heart
+from dataloaders.batch import Batch, BatchStream, CaseStore
+from train import parse_options as training_options
+from utils.errors import InputError
+from utils.metrics import evaluate
+from utils.sdm import signed_distance_batch
+
+SAME_DISTANCE, SAME_METRIC = 1e-6, 1e-6
+LABELED = 16  # of the cases, as in the paper
+FEW, MANY = 80, 2000  # cases
+START_LIMIT = 10.0  # seconds that 80 cases may take until the first batch
+SPECKLES = 200  # false voxels far from the body, as a network leaves them
+BATCHES = 30  # that are drawn from very many scans
+
+
+def time_batch(pairs: int) -> Row:
+    """A batch of four crops from files of the size of the LA scans to augmented tensors, cases kept in memory."""
+    with made_up_cases(4) as (root, cases):
+        options = _options(root)
+        stream = _stream(options, cases, 2)
+        iterations, rng = itertools.count(), np.random.default_rng(0)
+        paths = [la_heart.case_path(root, case) for case in cases]
+
+        def ours() -> Batch:
+            return stream[next(iterations) % options.max_iterations]
+
+        return timed_in_turns(ours, lambda: crops_from_files(paths, options.patch_size, rng), pairs)
+
+
+def _options(root: Path, *flags: str) -> Namespace:
+    return training_options(["--method", "dtml", "--root_path", str(root), *flags])
+
+
+def _stream(options: Namespace, cases: list[str], labeled: int) -> BatchStream:
+    groups = cases[:labeled], cases[labeled:]
+    return BatchStream(options, CaseStore(options, *groups), *groups)
+
+
+def time_start(flags: tuple[str, ...], repeats: int) -> Row:
+    """Seconds that 80 cases take until the first batch, beside the limit."""
+    with made_up_cases(FEW) as (root, cases):
+        options, seconds = _options(root, *flags), []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            _ = _stream(options, cases, LABELED)[0]
+            seconds.append(time.perf_counter() - start)
+    return compared([(taken, START_LIMIT) for taken in seconds])
+
+
+def time_many() -> Row:
+    """A batch from 80 scans, as reference, and from 2,000, read from the files (--cache none), in turns."""
+    with made_up_cases(MANY) as (root, cases):
+        options = _options(root, "--cache", "none")
+        few, many = (_stream(options, cases[:count], LABELED) for count in (FEW, MANY))
+        iterations = iter(range(2 * BATCHES))
+        return timed_in_turns(lambda: many[next(iterations)], lambda: few[next(iterations)], BATCHES)
+
+
+def memory_of_many() -> Row:
+    """Memory that batches from 80 scans, as reference, and from 2,000 add to a process (--cache none)."""
+    with made_up_cases(MANY) as (root, cases):
+        few, many = (in_own_process(_memory_of_batches, root, cases[:count], LABELED, BATCHES) for count in (FEW, MANY))
+    return {**compared([(many, few)]), "unit": "GiB"}
+
+
+def _memory_of_batches(root: Path, cases: list[str], labeled: int, batches: int) -> float:
+    def draw() -> None:
+        stream = _stream(_options(root, "--cache", "none"), cases, labeled)
+        for iteration in range(batches):
+            _ = stream[iteration]
+
+    return added_gib(draw)
+
+
+def time_maps(pairs: int) -> Row:
+    """Signed distance maps of a batch of crops."""
+    labels = torch.from_numpy(balls(4, (112, 112, 80))).float()[:, None]
+    difference = (signed_distance_batch(labels) - signed_distances(labels)).abs().max().item()
+    if difference > SAME_DISTANCE:
+        raise InputError(f"distance maps of both sides differ by {difference:g}")
+    return timed_in_turns(lambda: signed_distance_batch(labels), lambda: signed_distances(labels), pairs)
+
+
+def time_metrics(speckled: bool, pairs: int) -> Row:
+    """Dice, Jaccard, ASD and 95HD of one case of native size, surfaces 3 voxels apart; with false voxels far away."""
+    label, prediction = balls(1, (200, 200, 88))[0], balls(1, (200, 200, 88), shift=0.03)[0]
+    if speckled:
+        rng = np.random.default_rng(0)
+        prediction[tuple(rng.integers(0, length, SPECKLES) for length in prediction.shape)] = True
+
+    def medpy() -> list[float]:
+        return [float(f(prediction, label)) for f in (binary.dc, binary.jc, binary.asd, binary.hd95)]
+
+    row = evaluate(prediction, label)
+    if not np.allclose(list(row.values())[:4], medpy(), rtol=0, atol=SAME_METRIC):
+        raise InputError("the metrics of both sides differ")
+    return timed_in_turns(lambda: evaluate(prediction, label), medpy, pairs)

@@ -1,0 +1,180 @@
+"""Rows about networks: a training step, its memory, the rate it reaches, a whole scan; on a GPU if there is one."""
+
+import copy
+import time
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch.backends import cudnn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.reference import dtml_step, window_by_window
+from benchmarks.timing import (
+    Row,
+    added_gib,
+    balls,
+    bench_device,
+    compared,
+    in_own_process,
+    made_up_cases,
+    timed_in_turns,
+)
+from benchmarks.windows import paper_stride
+from dataloaders.batch import Batch, BatchStream, CaseStore, delivered, make_loader
+from engine import Engine
+from inference import predict_volume
+from methods.dtml import DTML
+from train import parse_options as training_options
+from utils import options as flags
+from utils import runs
+from utils.device import AMP_TYPES, memory_format, place
+from utils.errors import InputError
+
+SAME_LOSS, SAME_PROBABILITY = 1e-5, 1e-4
+# DTML as the paper has it, whatever the preset's own settings; no dropout, or the losses could not be compared.
+METHOD = "--method dtml --dropout 0 --mask_loss dice --sdm_k 1500 --sdm_k_start 0".split()
+MATRIX = {"cpu": 2048, "cuda": 8192}  # rows and columns: large enough for the full rate of a product
+PROFILE_LINES = 15
+GIGA = 1e9
+WAIT_SHARE, WAIT_STEPS, WAIT_WARM_UP = 0.01, 12, 2  # of a step that its batch may keep it waiting; steps that are timed
+
+
+def _options(size: Sequence[str], amp: str, *others: str) -> Namespace:
+    return training_options([*METHOD, "--device", bench_device().type, "--amp", amp, *size, *others])
+
+
+def _engine(options: Namespace) -> Engine:
+    runs.seed_everything(0)
+    return Engine(options, DTML(options), SimpleNamespace(validation=[]), Path(), bench_device())
+
+
+def step_sides(size: Sequence[str], amp: str) -> tuple[Callable[[], float], Callable[[], float]]:
+    """A DTML step here, and by the public protocol, which is float32; a call makes a step and returns its loss."""
+    options, device = _options(size, amp), bench_device()
+    engine = _engine(options)
+    theirs = copy.deepcopy(engine.method).to(memory_format=torch.contiguous_format)
+    labels = torch.from_numpy(balls(options.batch_size, options.patch_size)).float()[:, None]
+    image = labels + torch.randn(labels.shape, generator=torch.Generator().manual_seed(0))
+    batch = Batch(image, labels[: options.labeled_bs].clone(), ("ball",) * options.batch_size).to(device)
+    own_batch = batch.to(device, memory_format(device, amp))
+    reference = dtml_step(theirs.m_s, theirs.m_d, labels, engine.method.k, engine.method.consistency_weight(0))
+
+    def ours() -> float:
+        return sum(float(value) for name, value in engine.step(own_batch).items() if name.startswith("loss/"))
+
+    return ours, lambda: reference(batch)
+
+
+def time_step(size: Sequence[str], amp: str, pairs: int) -> Row:
+    """Seconds of a step; in float32 both sides must have the same loss."""
+    ours, reference = step_sides(size, amp)
+    with cudnn.flags(enabled=True, allow_tf32=False):
+        losses = ours(), reference()
+    if amp == "off" and abs(losses[0] - losses[1]) > SAME_LOSS:
+        raise InputError(
+            f"the losses of both sides differ: {losses[0]:.7f} here, {losses[1]:.7f} by the public protocol"
+        )
+    return timed_in_turns(ours, reference, pairs)
+
+
+def memory_of_step(size: Sequence[str], amp: str, pairs: int) -> Row:
+    """Memory that a step adds at its peak, each side in a process of its own: what the heap keeps differs by chance."""
+    threads = torch.get_num_threads()
+    taken = [[in_own_process(_memory_of_side, side, size, amp, threads) for side in (0, 1)] for _ in range(pairs)]
+    return {**compared(taken), "unit": "GiB"}
+
+
+def _memory_of_side(side: int, size: Sequence[str], amp: str, threads: int) -> float:
+    torch.set_num_threads(threads)
+    call = step_sides(size, amp)[side]
+
+    def two_steps() -> None:  # the second one has the momenta beside its activations
+        call()
+        call()
+
+    return added_gib(two_steps)
+
+
+def share_of_matrix_rate(size: Sequence[str], amp: str, pairs: int) -> Row:
+    """Rate of a step's multiplications and additions beside that of one large matrix product of the same precision.
+
+    `ratio` is the fraction reached: 1 would be a step that does nothing but multiply, at the full rate.
+    """
+    step, _ = step_sides(size, amp)
+    with FlopCounterMode(display=False) as counter:
+        step()
+    device, edge = bench_device(), MATRIX[bench_device().type]
+    matrix = torch.randn(edge, edge, device=device).to(AMP_TYPES.get(amp, torch.float32))
+
+    def product() -> float:
+        return float((matrix @ matrix)[0, 0])  # reading one number waits for a GPU
+
+    product()
+    timed = timed_in_turns(product, step, pairs)
+    work = counter.get_total_flops(), 2 * edge**3  # of the step, of the product
+    shares = sorted(work[0] / work[1] / ratio for ratio in (timed["ratio"], *timed["spread"]))
+    return {
+        "ratio": shares[1],
+        "ours": work[0] / timed["reference"] / GIGA,
+        "reference": work[1] / timed["ours"] / GIGA,
+        "spread": [shares[0], shares[2]],
+        "unit": "GFLOP/s",
+    }
+
+
+def profile_of_step(size: Sequence[str], amp: str) -> str:
+    """What a step spends its time on, operation by operation."""
+    step, _ = step_sides(size, amp)
+    step()
+    kind = bench_device().type
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if kind == "cuda" else [])]
+    with profile(activities=activities) as found:
+        step()
+    by = f"self_{kind}_time_total"
+    return found.key_averages().table(sort_by=by, row_limit=PROFILE_LINES, max_name_column_width=40)
+
+
+def time_wait(size: Sequence[str]) -> Row:
+    """How long a step waits for its batch, beside the share of the step that this may take."""
+    waits, steps = [], []
+    with made_up_cases(8) as (root, cases):
+        options = training_options([*METHOD, "--device", bench_device().type, *size, "--root_path", str(root)])
+        engine, groups = _engine(options), (cases[:4], cases[4:])
+        stream = BatchStream(options, CaseStore(options, *groups), *groups)
+        first = len(stream) - WAIT_STEPS
+        tick = time.perf_counter()
+        for batch in delivered(make_loader(stream, first, options.num_workers, bench_device().type == "cuda")):
+            waits.append(time.perf_counter() - tick)
+            engine.step(batch.to(engine.device, memory_format(engine.device, options.amp)))
+            steps.append(time.perf_counter() - tick)
+            tick = time.perf_counter()
+    return compared([(w, WAIT_SHARE * s) for w, s in zip(waits[WAIT_WARM_UP:], steps[WAIT_WARM_UP:], strict=True)])
+
+
+def time_inference(size: Sequence[str], shape: Sequence[int], amp: str, protocol: str, pairs: int) -> Row:
+    """A whole scan at the paper's strides, scaled like the patch; --protocol fast against the same reference."""
+    options, device = _options(size, amp, "--scale", "1"), bench_device()
+    stride = paper_stride(options.patch_size)
+    options.stride_xy, options.stride_z = stride[0], stride[2]
+    vars(options).update(flags.protocol_defaults(protocol, options.patch_size))
+    runs.seed_everything(0)
+    method = place(DTML(options), device, options).eval()
+    image = balls(1, shape)[0] + np.random.default_rng(0).standard_normal(shape, np.float32)
+    theirs = [copy.deepcopy(network).to(memory_format=torch.contiguous_format) for network in (method.m_s, method.m_d)]
+
+    def ours() -> np.ndarray:
+        return predict_volume(method, image, options, device, ("seg",))["seg"]
+
+    def reference() -> np.ndarray:
+        return window_by_window(*theirs, image, options.patch_size, stride)
+
+    if amp == "off" and protocol == "paper":
+        with cudnn.flags(enabled=True, allow_tf32=False):
+            if np.abs(ours() - reference()).max() > SAME_PROBABILITY:
+                raise InputError("the probabilities of both sides differ")
+    return timed_in_turns(ours, reference, pairs)

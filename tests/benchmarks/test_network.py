@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import network, timing
+from benchmarks.reference import ReferenceVNet
+from networks.vnet import VNet
+from utils.errors import InputError
+
+TINY = ("--patch_size", "32", "32", "32", "--n_filters", "8")
+
+
+def test_reference_step_gives_the_same_loss():
+    row = network.time_step(TINY, "off", 2)  # raises where the losses differ
+    assert row["ratio"] > 0 and row["ours"] > 0 and row["reference"] > 0
+
+
+def test_another_loss_is_noticed(monkeypatch):
+    monkeypatch.setattr(network, "dtml_step", lambda *arguments: lambda batch: 1.0)
+    with pytest.raises(InputError, match="losses of both sides differ"):
+        network.time_step(TINY, "off", 2)
+
+
+def test_reference_inference_gives_the_same_map():
+    row = network.time_inference(TINY, (40, 36, 32), "off", "paper", 2)  # raises where the maps differ
+    assert row["ratio"] > 0
+
+
+def test_another_map_is_noticed(monkeypatch):
+    monkeypatch.setattr(network, "window_by_window", lambda m_s, m_d, image, *others: np.ones_like(image))
+    with pytest.raises(InputError, match="probabilities of both sides differ"):
+        network.time_inference(TINY, (40, 36, 32), "off", "paper", 2)
+
+
+@pytest.mark.slow
+def test_the_share_is_the_rate_of_the_step_over_that_of_the_product(monkeypatch):
+    monkeypatch.setitem(network.MATRIX, "cpu", 256)
+    row = network.share_of_matrix_rate(TINY, "off", 3)
+    low, high = row["spread"]
+    assert 0 < low <= row["ratio"] <= high and row["unit"] == "GFLOP/s"
+    assert row["ratio"] == pytest.approx(row["ours"] / row["reference"], rel=0.5)  # medians of ratios, ratio of medians
+
+
+def test_multiplications_of_the_fused_network_are_those_of_the_plain_one():
+    """The plain one has a second head, which is less than a thousandth."""
+    image = torch.zeros(1, 1, 32, 32, 32)
+    net = VNet(("seg",), n_filters=8, dropout=0.0)
+    counts = []
+    for form, x in ((net, image.to(memory_format=torch.channels_last_3d)), (ReferenceVNet(net), image)):
+        with FlopCounterMode(display=False) as counter:
+            form(x)["seg"].sum().backward()
+        counts.append(counter.get_total_flops())
+    first = 2 * 27 * 8 * 32**3  # of the first convolution: two per voxel and weight
+    assert counts[0] == pytest.approx(counts[1], rel=1e-3) and counts[0] > 100 * first
+
+
+def test_waiting_is_measured_against_its_share_of_a_step(monkeypatch):
+    monkeypatch.setattr(network, "WAIT_STEPS", 4)
+    monkeypatch.setattr(timing, "LA_SHAPE", (40, 36, 32))
+    row = network.time_wait((*TINY, "--num_workers", "0"))
+    assert 0 < row["ours"] and row["ratio"] == pytest.approx(row["reference"] / row["ours"], rel=0.9)
+
+
+@pytest.mark.slow
+def test_profile_names_the_convolutions():
+    assert "convolution" in network.profile_of_step(TINY, "off")
+
+
+@pytest.mark.slow
+def test_memory_of_a_step_is_that_of_the_step():
+    row = network.memory_of_step(("--preset", "cpu"), "off", 1)
+    assert 0 < row["ours"] < 2 and row["unit"] == "GiB"
