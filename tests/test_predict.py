@@ -268,11 +268,11 @@ def test_window_settings_by_hand_before_protocol_before_run(make_run, tmp_path):
 
 
 def test_the_whole_scan_as_one_window(make_run, tmp_path, capsys):
-    make_run()
+    folder = make_run()
     scan = write(tmp_path / "heart.nii.gz", blob((40, 50, 36)), affine(0))
-    parts = load(run("a", scan, tmp_path / "parts", "--protocol", "fast") / "heart.nii.gz")
+    parts = load(run(folder, scan, tmp_path / "parts", "--protocol", "fast") / "heart.nii.gz")
     in_parts = capsys.readouterr().out
-    whole = load(run("a", scan, tmp_path / "whole", "--protocol", "whole") / "heart.nii.gz")
+    whole = load(run(folder, scan, tmp_path / "whole", "--protocol", "whole") / "heart.nii.gz")
     at_once = capsys.readouterr().out
     assert "; 1 windows;" in at_once and "; 1 windows;" not in in_parts
     np.testing.assert_array_equal(whole, parts)  # the network of these runs looks at one voxel at a time
