@@ -58,8 +58,9 @@ def test_multiplications_of_the_fused_network_are_those_of_the_plain_one():
 def test_waiting_is_measured_against_its_share_of_a_step(monkeypatch):
     monkeypatch.setattr(network, "WAIT_STEPS", 4)
     monkeypatch.setattr(timing, "LA_SHAPE", (40, 36, 32))
+    monkeypatch.setattr(network, "WAIT_SHARE", 1.0)
     row = network.time_wait((*TINY, "--num_workers", "0"))
-    assert 0 < row["ours"] and row["ratio"] == pytest.approx(row["reference"] / row["ours"], rel=0.9)
+    assert 0 < row["ours"] < row["reference"] and row["spread"][0] > 1  # a step includes its wait
 
 
 @pytest.mark.slow
