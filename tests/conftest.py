@@ -19,8 +19,11 @@ import pytest
 import SimpleITK as sitk
 import torch
 from scipy.spatial.transform import Rotation
+from torch import nn
 
 from dataloaders.batch import Batch
+from networks.fused import Pointwise
+from networks.vnet import VNet
 from train import parse_options
 from utils.errors import run_script
 from utils.metrics import summarise
@@ -77,6 +80,18 @@ def make_batch() -> Callable[..., Batch]:
         return Batch(image, mask[:labeled], tuple(f"case{index}" for index in range(count)))
 
     return build
+
+
+@pytest.fixture
+def plain_layers(monkeypatch) -> Callable[[], None]:
+    """Called, it gives every V-Net PyTorch's own layers for the rest of the test."""
+
+    def patch() -> None:
+        monkeypatch.setattr("networks.vnet.conv_norm_relu", lambda conv, norm, x: norm(conv(x)).relu())
+        monkeypatch.setattr(Pointwise, "forward", nn.Conv3d.forward)
+        monkeypatch.setattr(VNet, "_laid_out", lambda self, image: image)
+
+    return patch
 
 
 @dataclass

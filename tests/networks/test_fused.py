@@ -2,7 +2,6 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from networks import fused
@@ -12,7 +11,7 @@ CHANNELS_LAST = torch.channels_last_3d
 
 
 def plain(conv, norm, x):
-    return F.relu(norm(conv(x)))
+    return norm(conv(x)).relu()
 
 
 def with_gradients(form, layers, x, towards):
@@ -67,9 +66,11 @@ def test_evaluation_uses_running_statistics_and_leaves_them(kind, grad):
 
 @pytest.mark.parametrize("outputs", [1, 2])
 @pytest.mark.parametrize("layout", [CHANNELS_LAST, torch.contiguous_format])
-def test_pointwise_is_a_convolution(outputs, layout):
+@pytest.mark.parametrize("channels", [8, 12])
+def test_pointwise_is_a_convolution(channels, outputs, layout):
     torch.manual_seed(0)
-    conv, x = fused.Pointwise(8, outputs), torch.randn(2, 8, 8, 8, 4).contiguous(memory_format=layout)
+    conv = fused.Pointwise(channels, outputs)
+    x = torch.randn(2, channels, 8, 8, 4).contiguous(memory_format=layout)
     towards = torch.randn(2, outputs, 8, 8, 4)
 
     def gradients(function):
@@ -81,13 +82,7 @@ def test_pointwise_is_a_convolution(outputs, layout):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
 
-def plain_network(monkeypatch):
-    monkeypatch.setattr("networks.vnet.conv_norm_relu", plain)
-    monkeypatch.setattr(fused.Pointwise, "forward", nn.Conv3d.forward)
-    monkeypatch.setattr(VNet, "_laid_out", lambda self, image: image)
-
-
-def test_training_step_is_that_of_plain_layers(monkeypatch):
+def test_training_step_is_that_of_plain_layers(plain_layers):
     """Parameters and statistics after steps of SGD: those of the same network, contiguous, by PyTorch's layers."""
 
     def trained(layout):
@@ -104,7 +99,7 @@ def test_training_step_is_that_of_plain_layers(monkeypatch):
         return loss.item(), network.state_dict()
 
     loss, state = trained(CHANNELS_LAST)
-    plain_network(monkeypatch)
+    plain_layers()
     expected_loss, expected = trained(torch.contiguous_format)
     assert loss == pytest.approx(expected_loss, abs=1e-5)
     for name, value in expected.items():
