@@ -17,11 +17,10 @@ from dataloaders.la_heart import DEST, read_list, write_list
 from dataloaders.prepare import Outcome, Recipe, Region, Source, prepare_folder, report
 from dataloaders.preprocess import Preprocessing
 from utils.errors import InputError, run_script
-from utils.options import LISTS, REPOSITORY, HelpFormatter, repository_path
+from utils.options import LISTS, OFFICIAL, HelpFormatter, repository_path
 
 IMAGE, LABEL = "lgemri.nrrd", "laendo.nrrd"  # of the challenge
 ATRIUM = (255,)  # its label value
-OFFICIAL = REPOSITORY / "data" / "LA"  # its lists are the official ones
 LEAST_SIDE = 112  # in-plane voxels that the historical crop pads a small atrium to
 MARGIN = (10, 20)  # in-plane voxels around it, the upper end exclusive
 

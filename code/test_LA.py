@@ -25,14 +25,14 @@ import torch
 from tqdm import tqdm
 
 from dataloaders import la_heart
-from dataloaders.split import cases_to_test
+from dataloaders.split import cases_of_training, cases_to_test
 from engine import reported_output, trained_method
 from inference import THRESHOLD, predict_volume
 from methods.base import Method
 from reporting.figures import case_figure
 from reporting.nifti import write_nifti
-from reporting.printed import PrintedRow, printed_row
-from reporting.tables import Score, case_table, comparison_table, number, pick, printed_table, summary_table
+from reporting.paper_block import paper_block
+from reporting.tables import Score, case_table, comparison_table, number, pick, summary_table
 from utils import options as flags
 from utils import runs
 from utils.device import enough_memory, machine, pick_device, place
@@ -46,9 +46,6 @@ from utils.workers import in_order
 
 POSTS = {"none": lambda mask: mask, "lcc": largest_component}
 WEIGHTS = re.compile(r"last|best_val|iteration_\d+")
-SAME_SETTING = "the paper's row, for the same lists, preset and number of labels"
-NOT_COMPARABLE = "the paper's full-scale figures on the official 20 cases: another setting, not comparable"
-OFFICIAL = flags.REPOSITORY / "data" / "LA"  # its lists are the official ones, whatever --root_path holds
 FEW_CASES, MAX_WORKERS = 8, 4  # starting processes takes seconds, and one network keeps no more than a few busy
 PACKAGES = ("torch", "numpy", "scipy", "edt")  # whose versions are written beside the scores
 
@@ -219,11 +216,6 @@ def sound_cases(options: Namespace, state: dict[str, Any]) -> list[str]:
     return cases
 
 
-def cases_of_training(state: dict[str, Any]) -> list[str]:
-    """All cases that a run has seen, labeled ones first."""
-    return [case for group in ("labeled", "validation", "unlabeled") for case in state.get("cases", {}).get(group, [])]
-
-
 def predict_masks(
     method: Method, case: str, options: Namespace, device: torch.device
 ) -> tuple[str, dict[str, np.ndarray]]:
@@ -311,37 +303,6 @@ def print_run(scores: list[Score], head: str, options: Namespace, state: dict[st
     print(f"\nall outputs, with (lcc) and without (none) the largest-component filter\n\n{summary_table(scores)}")
     if printed:
         print(f"\n{printed}")
-
-
-def paper_block(scores: list[Score], options: Namespace, state: dict[str, Any]) -> str:
-    """The paper's figures under a heading that says whether they compare; empty where it has none."""
-    row = paper_row(options)
-    if row is None:
-        return ""
-    heading = SAME_SETTING if is_paper_setting(scores, options, state) else NOT_COMPARABLE
-    return f"{heading}\n\n{printed_table(row)}"
-
-
-def is_paper_setting(scores: list[Score], options: Namespace, state: dict[str, Any]) -> bool:
-    """Whether the paper's figures may stand beside these: its preset, its cases, its number of labels."""
-    train, test = (la_heart.scan_list(OFFICIAL / name, "")[0] for name in ("train.list", "test.list"))
-    trained = cases_of_training(state)
-    same_cases = trained == train[: len(trained)] and {score["case"] for score in scores} == set(test)
-    return options.preset == "paper" and bool(trained) and same_cases and printed_row(*_row_key(options)) is not None
-
-
-def paper_row(options: Namespace) -> PrintedRow | None:
-    """The printed row of these numbers of scans, else that of the paper's 16 labeled and 64 or no unlabeled ones."""
-    method, _, unlabeled, variant = _row_key(options)
-    return printed_row(*_row_key(options)) or printed_row(method, 16, 64 if unlabeled else 0, variant)
-
-
-def _row_key(options: Namespace) -> tuple[str, int, int, str | None]:
-    variant = None
-    if options.method == "dtml":
-        supervision = {"mask": None, "sdm": "dis", "both": "dis+mask"}[options.sdm_supervision]
-        variant = supervision if options.branch == "both" else f"{options.branch}_only"
-    return options.method, options.labelnum, options.unlabelnum, variant
 
 
 if __name__ == "__main__":

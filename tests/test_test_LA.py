@@ -25,7 +25,6 @@ from utils import runs
 from utils.distributed import Ranks
 from utils.errors import run_script
 from utils.metrics import largest_component
-from utils.options import REPOSITORY
 
 CASES = ["phantom_006", "phantom_007"]
 TRAINED_ON = {"labeled": ["phantom_000", "phantom_001"], "unlabeled": ["phantom_002"], "validation": ["phantom_003"]}
@@ -287,36 +286,6 @@ def test_compat_by_hand_replaces_that_of_the_training(tiny_options):
 
 
 # --- the paper's row
-
-
-OFFICIAL = [(REPOSITORY / "data" / "LA" / name).read_text().split() for name in ("train.list", "test.list")]
-
-
-def heading(tiny_options, flags: str = "--preset paper", train: list | None = None, test: list | None = None) -> str:
-    """The heading of the paper's figures for a run of DTML on some cases."""
-    train = OFFICIAL[0] if train is None else train
-    options = tiny_options("dtml", *flags.split())
-    options.labelnum, options.unlabelnum = 16, len(train) - 16
-    state = {"cases": {"labeled": train[:14], "validation": train[14:16], "unlabeled": train[16:]}}
-    scores = [{"case": case} for case in (OFFICIAL[1] if test is None else test)]
-    same = test_LA.is_paper_setting(scores, options, state)
-    return test_LA.SAME_SETTING if same else test_LA.NOT_COMPARABLE
-
-
-def test_the_papers_row_stands_beside_ours_for_its_own_setting_alone(tiny_options):
-    train, test = OFFICIAL
-    assert (len(train), len(test)) == (80, 20)
-    assert heading(tiny_options) == test_LA.SAME_SETTING
-    assert heading(tiny_options, train=train[:16]) == test_LA.SAME_SETTING  # the paper's 16 + 0
-    for other in (
-        heading(tiny_options, "--preset cpu"),
-        heading(tiny_options, train=train[:64]),
-        heading(tiny_options, train=train[1:] + train[:1]),
-        heading(tiny_options, test=test[:19]),
-        heading(tiny_options, test=train[64:]),
-        heading(tiny_options, train=[f"mine{i}" for i in range(80)], test=[f"mine{i}" for i in range(80, 100)]),
-    ):
-        assert other == test_LA.NOT_COMPARABLE
 
 
 def test_elsewhere_the_papers_row_stands_in_a_block_of_its_own(make_run, capsys):

@@ -3,6 +3,7 @@
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dataloaders.la_heart import read_list
 from utils.errors import InputError
@@ -71,3 +72,8 @@ def _refuse_overlap(train: list[str], train_path: Path, test: list[str], test_pa
             f"{len(both)} cases, {both[0]} the first, are in {train_path} and in {test_path}; "
             "take them out of one, or name other lists with --train_list and --test_list"
         )
+
+
+def cases_of_training(state: dict[str, Any]) -> list[str]:
+    """All cases that a run has seen, labeled ones first."""
+    return [case for group in ("labeled", "validation", "unlabeled") for case in state.get("cases", {}).get(group, [])]

@@ -10,6 +10,7 @@ from utils.presets import COMPAT, PRESETS
 from utils.schedules import RAMP_UNIT
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+OFFICIAL = REPOSITORY / "data" / "LA"  # where the official lists are, whatever --root_path holds
 LISTS = ("train.list", "test.list")  # in a data folder; those of another --split have its name before theirs
 PAPER_ITERATIONS = 6000  # what schedule lengths are fractions of
 PROTOCOLS = ("paper", "fast", "whole")
