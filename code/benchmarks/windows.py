@@ -39,7 +39,7 @@ def settings(patch: Sequence[int]) -> dict[str, list[str]]:
         f"{paper} --blend uniform --amp off",
         f"{paper} --blend uniform",
         f"{paper} --blend gaussian",
-        f"--stride_xy {min(patch[:2]) // 4} --stride_z {patch[2] // 2} --blend uniform",
+        *(f"--stride_xy {min(patch[:2]) // parts} --stride_z {patch[2] // 2} --blend uniform" for parts in (4, 3)),
         f"{halves} --blend uniform",
         f"{halves} --blend gaussian",
         "--protocol fast",
