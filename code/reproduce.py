@@ -250,7 +250,13 @@ def write_tables_report(jobs: Sequence[Job], tables: Sequence[str], out: Path) -
     cases = {case for system in systems for case in system.reported}
     seen = any(system.masks for system in systems) and all(case_path(root, case).exists() for case in cases)
     title = "Tables of the DTML paper, reproduced"
-    write_report(out / runs.REPORT, title, systems, root if seen else None, blocks=[table.partition("\n\nwritten: ")[0] for table in tables])
+    write_report(
+        out / runs.REPORT,
+        title,
+        systems,
+        root if seen else None,
+        blocks=[table.partition("\n\nwritten: ")[0] for table in tables],
+    )
     return out / runs.REPORT
 
 

@@ -41,6 +41,7 @@ async function openCase(id) {
   Object.assign(view, { id, image, masks: opened, stored, shape: stored.shape, spacing: stored.spacing, at: [...stored.centre] });
   table.open = id;
   byId("case").value = id;
+  byId("case-name").textContent = id;
   document.querySelectorAll("#cases tr[data-case]").forEach((row) => row.classList.toggle("open", row.dataset.case === id));
   layOut();
   writeScores();
