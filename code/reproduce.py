@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from dataloaders.la_heart import case_path
 from reporting.figure2 import load_case, write_figure
 from reporting.paper_tables import paired_report, write_table
 from reporting.plan import plan, systems_of
@@ -119,6 +118,8 @@ def reproduce(options: Namespace, handed_on: Sequence[str]) -> int:
             tables.append(write_table(table, rows, out, shlex.join(handed_on), optimistic))
             print(tables[-1])
     if options.report and tables:
+        from reporting.tables_report import write_tables_report  # plotly takes a second to import
+
         print(f"report: {write_tables_report(jobs, tables, out)}")
     if options.target in ("curves", "all"):
         draw_curves(jobs, out)
@@ -228,50 +229,6 @@ def keep(job: Job) -> None:
     for name in KEPT:
         with runs.atomic(job.kept / name) as temporary:
             shutil.copyfile(job.folder / name, temporary)
-
-
-def write_tables_report(jobs: Sequence[Job], tables: Sequence[str], out: Path) -> Path:
-    """One page on the kept results of each row's first seed; returns its path.
-
-    With slices and surfaces where scans and predictions are at hand, which are not among the kept results.
-    """
-    from reporting.report import System, write_report  # plotly takes a second to import
-
-    first = {job.row: job for job in reversed(jobs) if kept_scores(job) is not None}
-    rows = [first[key] for key in SYSTEMS if key in first]
-    if not rows:
-        raise InputError("--report has nothing to show: no row is done yet")
-    names = report_names(rows)
-    systems = [
-        System(name, kept_scores(job), job.kept, masks=predictions_of(job))
-        for name, job in zip(names, rows, strict=True)
-    ]
-    root = repository_path(rows[0].options.root_path)
-    cases = {case for system in systems for case in system.reported}
-    seen = any(system.masks for system in systems) and all(case_path(root, case).exists() for case in cases)
-    title = "Tables of the DTML paper, reproduced"
-    write_report(
-        out / runs.REPORT,
-        title,
-        systems,
-        root if seen else None,
-        blocks=[table.partition("\n\nwritten: ")[0] for table in tables],
-    )
-    return out / runs.REPORT
-
-
-def report_names(rows: Sequence[Job]) -> list[str]:
-    """The rows as the tables call them, with the seed unless it is that of all."""
-    seeds = {job.options.seed for job in rows}
-    named = [(f"{SYSTEMS[job.row].name} {job.options.labelnum}/{job.options.unlabelnum}", job) for job in rows]
-    return [name if len(seeds) == 1 else f"{name}, seed {job.options.seed}" for name, job in named]
-
-
-def predictions_of(job: Job) -> Path | None:
-    """Folder of the predictions behind the kept scores; None if they are gone, or of another test."""
-    path = job.folder / runs.METRICS_JSON
-    same = path.exists() and read_json(path).get("cases") == kept_scores(job)["cases"]
-    return job.folder / runs.PREDICTIONS if same and (job.folder / runs.PREDICTIONS).is_dir() else None
 
 
 def draw_curves(jobs: Sequence[Job], out: Path) -> None:

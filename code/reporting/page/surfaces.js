@@ -32,7 +32,7 @@ function boxAround(surfaces) {
 function sceneLayout(ranges, domain) {
   const sides = view.stored.anatomical ? [": R to L", ": A to P", ": I to S"] : ["", "", ""];
   const axis = (number) => ({ title: { text: `${"xyz"[number]}${sides[number]} [mm]`, font: { size: 11 } }, range: ranges[number], tickfont: { size: 10 }, showspikes: false });
-  return { aspectmode: "data", xaxis: axis(0), yaxis: axis(1), zaxis: axis(2), camera: turn.camera, domain: { x: domain } };
+  return { aspectmode: "data", xaxis: axis(0), yaxis: axis(1), zaxis: axis(2), camera: structuredClone(turn.camera), domain: { x: domain } };
 }
 
 async function drawSurfaces() {
@@ -51,6 +51,7 @@ async function drawSurfaces() {
     scene: sceneLayout(ranges, [0, 0.46]), scene2: sceneLayout(ranges, [0.47, 0.93]),
     annotations: [name(`label${label ? "" : " (empty)"}`, 0.23), name(safe(masks[which].name) + (mask ? "" : ` (${nothing})`), 0.7)] }, LOOK);
   listenToCamera();
+  start();
 }
 
 // --- the camera
@@ -77,7 +78,7 @@ function listenToCamera() {
 }
 
 function step(now) {
-  if (!byId("rotate").checked || !turn.seen) { turn.last = null; return; }
+  if (!byId("rotate").checked || !turn.seen || !turn.followed) { turn.last = null; return; } // start() goes on
   const passed = turn.last === null ? 0 : Math.min(now - turn.last, 100); // no leap after a pause
   turn.last = now;
   const angle = (2 * Math.PI * passed) / (1000 * TURN_SECONDS);
