@@ -57,14 +57,20 @@ def carried(path) -> dict:
     return json.loads(data)
 
 
+def grays(stored: dict) -> np.ndarray:
+    """The gray levels of a stored scan, restored as the page does it."""
+    levels = np.frombuffer(gzip.decompress(base64.b64decode(stored["image"])), np.uint8).reshape(stored["shape"]).copy()
+    for x, y in np.ndindex(levels.shape[:2]):
+        before = (levels[x - 1, y].astype(int) if x else 0) + (levels[x, y - 1] if y else 0)
+        levels[x, y] += np.asarray(before // 2, np.uint8)
+    return levels
+
+
 def test_volumes_come_back_as_they_were(page, phantom):
     path, cases, _ = page
     stored = carried(path)["volumes"][cases[0]]
     image, label = la_heart.read_image(phantom, cases[0]), la_heart.read_label(phantom, cases[0])
-    levels = np.frombuffer(gzip.decompress(base64.b64decode(stored["image"])), np.uint8).reshape(image.shape).copy()
-    for x, y in np.ndindex(image.shape[:2]):  # as the page does
-        before = (levels[x - 1, y] if x else 0) + (levels[x, y - 1].astype(int) if y else 0)
-        levels[x, y] += (before // 2).astype(np.uint8) if x or y else 0
+    levels = grays(stored)
     assert levels.max() == GRAYS - 1
     assert np.corrcoef(levels.ravel(), np.clip(image, *np.percentile(image, (1, 99.5))).ravel())[0, 1] > 0.999
     masks = [np.unpackbits(np.frombuffer(gzip.decompress(base64.b64decode(m)), np.uint8)) for m in stored["masks"]]
@@ -105,6 +111,15 @@ def test_without_scans_there_are_no_volumes(phantom, tmp_path):
     cases = la_heart.read_list(phantom / "test.list", "--test_list")[:1]
     write_report(tmp_path / "r.html", "t", [make_system("one", phantom, tmp_path / "one", cases, 1)])
     assert carried(tmp_path / "r.html")["volumes"] is None
+
+
+@pytest.mark.parametrize("axes", [(1, 0, 0, 0, 1, 0, 0, 0, 1), (0, 1, 0, 1, 0, 0, 0, 0, 1)])
+def test_sides_are_named_only_where_the_axes_are_the_patients(axes, phantom, tmp_path, monkeypatch):
+    monkeypatch.setattr(la_heart, "read_geometry", lambda root, case: ((0.5, 1.0, 2.0), (0, 0, 0), axes))
+    cases = la_heart.read_list(phantom / "test.list", "--test_list")[:1]
+    write_report(tmp_path / "r.html", "t", [make_system("one", phantom, tmp_path / "one", cases, 1)], phantom)
+    stored = carried(tmp_path / "r.html")["volumes"][cases[0]]
+    assert stored["spacing"] == [0.5, 1.0, 2.0] and stored["anatomical"] == (axes[0] == 1)
 
 
 def test_equal_arrays_pack_to_equal_text():
@@ -148,6 +163,7 @@ def test_a_browser_shows_it(page, phantom, tmp_path):
     path, cases, _ = page
     result = visit(path, tmp_path)
     assert result["moved"] and result["windowed"] and result["slice"].startswith("1 /")
+    assert result["grays"] == grays(carried(path)["volumes"][result["worst"][0]]).sum()
     assert result["surface"] and result["boxes"] >= 4 and result["differences"] == 4
     assert [name for name in result["requests"] if not name.startswith(("file:", "data:", "blob:"))] == []
     assert sorted(result["worst"]) == sorted(cases) and result["best"] == result["worst"][::-1]

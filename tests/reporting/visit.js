@@ -29,7 +29,7 @@ async function turning() { // how far the camera goes within a moment
   return Math.hypot(after.x - before.x, after.y - before.y);
 }
 async function visit() {
-  const before = pixels(), result = { worst: rows(), bars: [0, 1, 2].map(bar) };
+  const before = pixels(), result = { worst: rows(), bars: [0, 1, 2].map(bar), grays: view.image.reduce((a, b) => a + b, 0) };
   set("slice-2", 0, "input");
   result.moved = pixels() !== before; result.slice = byName("at-2").textContent;
   const level = pixels(); set("level", 10, "input"); result.windowed = pixels() !== level;
@@ -51,6 +51,7 @@ async function visit() {
   return { ...result, failures, surface: canvas !== null && canvas.width > 0, boxes: byName("boxes").querySelectorAll(".main-svg").length,
     differences: byName("differences").children.length, requests: performance.getEntriesByType("resource").map((entry) => entry.name).filter((name) => name !== ADDRESS) };
 }
+addEventListener("DOMContentLoaded", () => byName("surfaces").scrollIntoView()); // in view before they are drawn
 addEventListener("load", async () => {
   await wait(3000);
   const result = await visit().catch((error) => ({ failures: [...failures, error.stack] }));
