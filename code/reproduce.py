@@ -118,6 +118,8 @@ def reproduce(options: Namespace, handed_on: Sequence[str]) -> int:
             tables.append(write_table(table, rows, out, shlex.join(handed_on), optimistic))
             print(tables[-1])
     if options.report and tables:
+        from reporting.tables_report import write_tables_report  # plotly takes a second to import
+
         print(f"report: {write_tables_report(jobs, tables, out)}")
     if options.target in ("curves", "all"):
         draw_curves(jobs, out)
@@ -227,19 +229,6 @@ def keep(job: Job) -> None:
     for name in KEPT:
         with runs.atomic(job.kept / name) as temporary:
             shutil.copyfile(job.folder / name, temporary)
-
-
-def write_tables_report(jobs: Sequence[Job], tables: Sequence[str], out: Path) -> Path:
-    """One page on the kept results of each row's first seed; returns its path."""
-    from reporting.report import System, write_report  # plotly takes a second to import
-
-    first = {job.row: job for job in reversed(jobs) if kept_scores(job) is not None}
-    rows = [first[key] for key in SYSTEMS if key in first]
-    if not rows:
-        raise InputError("--report has nothing to show: no row is done yet")
-    systems = [System(job.name, kept_scores(job), job.kept) for job in rows]
-    write_report(out / runs.REPORT, "Tables of the DTML paper, reproduced", systems, blocks=tables)
-    return out / runs.REPORT
 
 
 def draw_curves(jobs: Sequence[Job], out: Path) -> None:

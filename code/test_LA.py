@@ -143,7 +143,10 @@ def write_test_report(systems: Sequence[tuple[str, Path, str]], root: Path) -> P
     from reporting.report import System, write_report  # plotly takes a second to import
 
     path = systems[0][1] / runs.REPORT
-    parts = [System(exp, read_scores(folder / runs.METRICS_JSON), folder, printed) for exp, folder, printed in systems]
+    parts = [
+        System(exp, read_scores(folder / runs.METRICS_JSON), folder, printed, folder / runs.PREDICTIONS)
+        for exp, folder, printed in systems
+    ]
     write_report(path, " and ".join(exp for exp, _, _ in systems), parts, root)
     return path
 

@@ -12,6 +12,8 @@ import pytest
 import reproduce
 import test_LA
 import train
+from dataloaders.la_heart import read_label
+from reporting.nifti import write_nifti
 from reporting.plan import plan, systems_of
 from reporting.systems import SYSTEMS, TABLES
 from reproduce import choose_cases, claim, main, parse_options, run_script_of
@@ -281,6 +283,29 @@ def test_report_needs_the_kept_results_alone(flags, scripts, tmp_path, capsys):
     report = tmp_path / "out" / "report.html"
     assert f"report: {report}" in capsys.readouterr().out
     assert all(row in report.read_text(encoding="utf-8") for row in ("v_net_seed1337", "m_d_seed1337", "Table 2"))
+
+
+def test_report_shows_slices_of_the_runs_whose_predictions_are_those_that_were_scored(
+    flags, scripts, tmp_path, phantom
+):
+    main(["table2", *flags])
+    folders = [tmp_path / "model" / f"{row}_seed1337" for row in ("v_net", "m_d", "dtml_labeled")]
+    for folder in folders[:2]:
+        (folder / runs.PREDICTIONS).mkdir()
+        for case in DICE:
+            mask = read_label(phantom, case)
+            write_nifti(folder / runs.PREDICTIONS / f"{case}.nii.gz", mask, (1.0, 1.0, 1.0))
+    other = json.loads((folders[1] / runs.METRICS_JSON).read_text())
+    other["cases"][0]["dice"] = 0.1  # tested anew since its scores were kept
+    runs.write_json(folders[1] / runs.METRICS_JSON, other)
+    main(["table2", *flags, "--tables_only", "--report"])
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    data = json.loads(text.partition('<script id="data" type="application/json">')[2].partition("</script>")[0])
+    assert [system["name"] for system in data["systems"]] == ["V-Net 2/0", "M_d only 2/0", "DTML 2/0"]
+    assert data["volumes"].keys() == DICE.keys()
+    label, v_net, m_d, dtml = data["volumes"]["phantom_006"]["masks"]
+    assert v_net == label and m_d is None and dtml is None
+    assert str(tmp_path) not in text.partition('<script id="data"')[0].partition("Options, versions")[0]
 
 
 def test_curves_of_what_is_done(flags, scripts, tmp_path, capsys):

@@ -19,7 +19,8 @@ import numpy as np
 from plotly.offline import get_plotlyjs
 
 from dataloaders import la_heart
-from reporting.figures import CURVE_COLORS, LABEL, LABEL_COLOR, PREDICTION_COLORS, gray_window
+from reporting.colors import look
+from reporting.figures import LABEL, LABEL_COLOR, SCALE_BARS_MM, gray_window
 from reporting.surfaces import mesh, sample, signed_surface_distance
 from reporting.tables import COLUMNS, mean_sd, pick
 from utils import runs
@@ -27,8 +28,17 @@ from utils.journal import read_curves
 from utils.metrics import summarise
 
 PAGE = Path(__file__).parent / "page"
+SCRIPTS = (
+    "report.js",
+    "plots.js",
+    "slices.js",
+    "surfaces.js",
+    "start.js",
+)  # each builds on those before
 GRAYS = 64  # levels of a stored scan; noise hides the steps, and the page takes half the bytes of 256
 TRIANGLES = 6000  # of a surface at most
+POINT_MM = 0.05  # steps of a stored surface point; 16 bits reach 1.6 m
+DISTANCE_VOX = 0.01  # steps of a stored distance
 CURVE_POINTS = 400  # of a curve at most
 HIDDEN_CURVES = ("data_wait",)
 LOW_IS_GOOD = ("asd_vox", "hd95_vox")
@@ -41,8 +51,9 @@ class System:
 
     name: str
     scores: Mapping[str, Any]  # the content of its metrics.json
-    folder: Path  # of its curves.csv and predictions
+    folder: Path  # of its curves.csv
     printed: str = ""  # the paper's figures with their heading, as text; kept apart from the summary
+    masks: Path | None = None  # folder of its predictions, where they are kept
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
@@ -74,7 +85,8 @@ def write_report(
         ],
         "systems": [_system(system, index) for index, system in enumerate(systems)],
         "cases": [{"id": case, "scores": [_scores(system, case) for system in systems]} for case in cases],
-        "masks": [{"name": LABEL, "color": LABEL_COLOR}, *map(_mask, range(len(systems)), systems)],
+        "label": {"name": LABEL, "color": LABEL_COLOR},
+        "bars": SCALE_BARS_MM,
         "volumes": None if root is None else {case: _volume(root, case, systems) for case in cases},
     }
     page = (PAGE / "report.html").read_text(encoding="utf-8")
@@ -87,7 +99,7 @@ def write_report(
         "css": (PAGE / "report.css").read_text(encoding="utf-8"),
         "data": json.dumps(data, allow_nan=False).replace("</", "<\\/"),
         "plotly": get_plotlyjs(),
-        "script": (PAGE / "report.js").read_text(encoding="utf-8"),
+        "script": "\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS),
     }
     pieces = page.split("{{")  # not one replacement after another: a part may hold the mark of a later one
     text = pieces[0] + "".join(parts[name] + rest for name, rest in (piece.split("}}", 1) for piece in pieces[1:]))
@@ -100,8 +112,10 @@ def write_report(
 
 def _scans(systems: Sequence[System]) -> str:
     options = systems[0].scores["options"]
+    seeds = {system.scores["options"].get("seed") for system in systems}
     several = f"{len(systems)} runs" if len(systems) > 1 else f"iteration {systems[0].scores['iteration']}"
-    return f"preset {options.get('preset')}, lists {options.get('split')}; {several}"
+    seed = f", seed {options.get('seed')}" if len(seeds) == 1 else ""
+    return f"preset {options.get('preset')}, lists {options.get('split')}{seed}; {several}"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -128,7 +142,15 @@ def _summary(systems: Sequence[System]) -> str:
 
 def _printed(blocks: Sequence[str]) -> str:
     given = dict.fromkeys(filter(None, blocks))
-    return "".join(f'<div class="paper scroll"><pre>{html.escape(block)}</pre></div>' for block in given)
+    return "".join(
+        f'<div class="paper scroll">{"".join(map(_paragraph, block.split(2 * chr(10))))}</div>' for block in given
+    )
+
+
+def _paragraph(text: str) -> str:
+    """A table keeps its columns, a sentence is broken where the page ends."""
+    tag = "pre" if "\n" in text.strip() else "p"
+    return f"<{tag}>{html.escape(text)}</{tag}>"
 
 
 def _provenance(system: System) -> str:
@@ -145,11 +167,7 @@ def _provenance(system: System) -> str:
 
 
 def _system(system: System, index: int) -> dict[str, Any]:
-    return {"name": system.name, "color": CURVE_COLORS[index % len(CURVE_COLORS)], "curves": _curves(system.folder)}
-
-
-def _mask(index: int, system: System) -> dict[str, str]:
-    return {"name": system.name, "color": PREDICTION_COLORS[index % len(PREDICTION_COLORS)]}
+    return {"name": system.name, **look(index), "curves": _curves(system.folder)}
 
 
 def _curves(folder: Path) -> dict[str, list[float | None]]:
@@ -171,25 +189,26 @@ def _number(value: float) -> float | None:
 
 def _volume(root: Path, case: str, systems: Sequence[System]) -> dict[str, Any]:
     """A scan, its masks and their surfaces, packed; a mask that was not written is None."""
-    image, spacing = la_heart.read_image(root, case), la_heart.read_spacing(root, case)
+    image, (spacing, _, direction) = la_heart.read_image(root, case), la_heart.read_geometry(root, case)
     label = la_heart.read_label(root, case) > 0
-    masks = [label, *(_prediction(system.folder, case) for system in systems)]
+    masks = [label, *(_prediction(system.masks, case) for system in systems)]
     distance = signed_surface_distance(label) if label.any() and not label.all() else np.zeros(label.shape)
     low, high = gray_window(image)
     levels = np.clip((image - low) / (high - low) * (GRAYS - 1), 0, GRAYS - 1).round().astype(np.uint8)
     return {
         "shape": list(image.shape),
         "spacing": [float(size) for size in spacing],
+        "anatomical": np.array_equal(np.rint(direction), np.eye(3).ravel()),  # else no sides are named
         "centre": _centre(label),
-        "image": pack(levels),
+        "image": pack(residual(levels)),
         "masks": [None if mask is None else pack(np.packbits(mask)) for mask in masks],
         "surfaces": [_surface(mask, distance, spacing) for mask in masks],
     }
 
 
-def _prediction(folder: Path, case: str) -> np.ndarray | None:
-    path = folder / runs.PREDICTIONS / f"{case}.nii.gz"
-    return np.asarray(nib.load(path).dataobj) > 0 if path.exists() else None
+def _prediction(folder: Path | None, case: str) -> np.ndarray | None:
+    path = folder and folder / f"{case}.nii.gz"
+    return np.asarray(nib.load(path).dataobj) > 0 if path and path.exists() else None
 
 
 def _centre(label: np.ndarray) -> list[int]:
@@ -200,16 +219,25 @@ def _centre(label: np.ndarray) -> list[int]:
     return [int(label.sum(axis=axes).argmax()) for axes in others]
 
 
-def _surface(mask: np.ndarray | None, distance: np.ndarray, spacing: Sequence[float]) -> dict[str, str] | None:
+def _surface(mask: np.ndarray | None, distance: np.ndarray, spacing: Sequence[float]) -> dict[str, Any] | None:
     """Triangles in mm, and at each point the distance to the label's surface in voxels; None for no surface."""
     if mask is None or not mask.any():
         return None
     surface = mesh(mask, TRIANGLES)
+    wide = np.uint16 if len(surface.vertices) <= 1 << 16 else np.uint32
     return {
-        "points": _raw(surface.vertices * spacing, np.float32),
-        "faces": _raw(surface.faces, np.uint32),
-        "distance": _raw(sample(distance, surface.vertices), np.float32),
+        "points": _steps(surface.vertices * spacing, POINT_MM),
+        "faces": pack(surface.faces.astype(wide)),
+        "bytes": wide().itemsize,
+        "distance": _steps(sample(distance, surface.vertices), DISTANCE_VOX),
+        "steps": [POINT_MM, DISTANCE_VOX],
     }
+
+
+def residual(levels: np.ndarray) -> np.ndarray:
+    """Each voxel minus the mean of those before it along the first two axes, modulo 256: a quarter less once packed."""
+    before = np.pad(levels.astype(np.int16), ((1, 0), (1, 0), (0, 0)))
+    return (levels - (before[:-1, 1:] + before[1:, :-1]) // 2).astype(np.uint8)
 
 
 def pack(values: np.ndarray) -> str:
@@ -217,5 +245,6 @@ def pack(values: np.ndarray) -> str:
     return base64.b64encode(gzip.compress(np.ascontiguousarray(values).tobytes(), 6, mtime=0)).decode()
 
 
-def _raw(values: np.ndarray, kind: type) -> str:
-    return base64.b64encode(np.ascontiguousarray(values, dtype=kind).tobytes()).decode()
+def _steps(values: np.ndarray, step: float) -> str:
+    """Values rounded to whole steps, 16 bits each: a third of the bytes of floats once they are packed."""
+    return pack(np.clip(np.rint(values / step), -(1 << 15), (1 << 15) - 1).astype(np.int16))

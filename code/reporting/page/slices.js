@@ -1,0 +1,209 @@
+// Three planes of a case: scan, contours, sides of the patient, scale bar. A plane is named by the axis across it.
+const PLANES = {
+  2: { across: 0, down: 1, up: false, sides: "RLAP", axes: ["", "+x", "", "+y"] }, // left, right, top, bottom
+  1: { across: 0, down: 2, up: true, sides: "RLSI", axes: ["", "+x", "+z", ""] },
+  0: { across: 1, down: 2, up: true, sides: "APSI", axes: ["", "+y", "+z", ""] },
+};
+const GRAYS = { window: 64, level: 32 }; // the whole range of the stored scan
+const SHOWN_AT_FIRST = 3; // masks: the label and two predictions; more would hide the scan
+const masks = [{ ...report.label, dash: "solid" }, ...report.systems];
+const view = { id: null, at: [0, 0, 0], shown: new Set([...masks.keys()].slice(0, SHOWN_AT_FIRST)), loading: 0 };
+
+async function unpack(text) {
+  const packed = atob(text);
+  const bytes = new Uint8Array(packed.length);
+  for (let i = 0; i < packed.length; i++) bytes[i] = packed.charCodeAt(i);
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
+function bits(packed, length) {
+  const mask = new Uint8Array(length);
+  for (let i = 0; i < length; i++) mask[i] = (packed[i >> 3] >> (7 - (i & 7))) & 1;
+  return mask;
+}
+
+// The gray levels from what report.py's residual() has left of them; in place, the voxels before are restored already.
+function restore(image, [w, h, d]) {
+  for (let x = 0, at = 0; x < w; x++) for (let y = 0; y < h; y++) for (let z = 0; z < d; z++, at++) {
+    image[at] += ((x ? image[at - h * d] : 0) + (y ? image[at - d] : 0)) >> 1;
+  }
+  return image;
+}
+
+async function openCase(id) {
+  const ticket = ++view.loading;
+  const stored = report.volumes[id];
+  const length = stored.shape.reduce((a, b) => a * b);
+  const image = restore(await unpack(stored.image), stored.shape);
+  const opened = await Promise.all(stored.masks.map(async (text) => (text === null ? null : bits(await unpack(text), length))));
+  if (ticket !== view.loading) return; // another case was asked for meanwhile
+  Object.assign(view, { id, image, masks: opened, stored, shape: stored.shape, spacing: stored.spacing, at: [...stored.centre] });
+  table.open = id;
+  byId("case").value = id;
+  byId("case-name").textContent = id;
+  document.querySelectorAll("#cases tr[data-case]").forEach((row) => row.classList.toggle("open", row.dataset.case === id));
+  layOut();
+  writeScores();
+  drawSlices();
+  await drawSurfaces();
+}
+
+// One scale for the three planes, as in a viewer with panes: their widths share the row in proportion to their mm.
+function layOut() {
+  const extent = view.shape.map((count, axis) => count * view.spacing[axis]);
+  view.bar = report.bars.find((mm) => mm <= Math.min(extent[0], extent[1]) / 4) ?? report.bars.at(-1);
+  for (const normal of [0, 1, 2]) {
+    const { across, down } = PLANES[normal];
+    const unit = 720 / Math.max(extent[0], extent[1]); // pixels of the canvas for a mm
+    const canvas = byId(`plane-${normal}`);
+    Object.assign(canvas, { width: Math.round(extent[across] * unit), height: Math.round(extent[down] * unit) });
+    canvas.parentElement.style.flexGrow = extent[across];
+    Object.assign(byId(`slice-${normal}`), { min: 0, max: view.shape[normal] - 1 });
+  }
+}
+
+function writeScores() {
+  const { scores } = report.cases.find((item) => item.id === view.id);
+  masks.forEach((_, which) => {
+    const found = scores[which - 1];
+    const text = which ? (found ? report.metrics.map((metric) => `${metric.heading} ${show(metric, found[metric.key])}`) : ["not tested"]) : [];
+    const absent = view.masks[which] === null;
+    const label = byId("masks").children[which];
+    label.querySelector("input").disabled = absent;
+    label.querySelector("small").textContent = [...text, ...(absent ? ["no mask kept"] : [])].join(", ");
+  });
+}
+
+function drawSlices() {
+  for (const normal of [0, 1, 2]) drawPlane(normal);
+}
+
+// Size of a plane, and where its pixel (column, row) lies in the volume.
+function geometry(normal) {
+  const { across, down, up } = PLANES[normal];
+  const { shape, at } = view;
+  const stride = [shape[1] * shape[2], shape[2], 1];
+  const rows = shape[down];
+  const first = at[normal] * stride[normal] + (up ? (rows - 1) * stride[down] : 0);
+  return { columns: shape[across], rows, index: (c, r) => first + c * stride[across] + (up ? -r : r) * stride[down] };
+}
+
+function drawPlane(normal) {
+  const canvas = byId(`plane-${normal}`);
+  const context = canvas.getContext("2d");
+  const plane = geometry(normal);
+  drawScan(context, plane);
+  masks.forEach((look, which) => {
+    if (view.masks[which] && view.shown.has(which)) drawContour(context, plane, view.masks[which], look.color, which === 0 ? 3 : 2);
+  });
+  writeSides(context, PLANES[normal]);
+  drawBar(context, view.shape[PLANES[normal].across] * view.spacing[PLANES[normal].across]);
+  byId(`slice-${normal}`).value = view.at[normal];
+  byId(`at-${normal}`).textContent = `${view.at[normal] + 1} / ${view.shape[normal]}`;
+}
+
+function drawScan(context, { columns, rows, index }) {
+  const [width, level] = [Number(byId("window").value), Number(byId("level").value)];
+  const small = new ImageData(columns, rows);
+  const pixels = new Uint32Array(small.data.buffer);
+  for (let r = 0, at = 0; r < rows; r++) for (let c = 0; c < columns; c++, at++) {
+    const gray = Math.max(0, Math.min(255, 255 * ((view.image[index(c, r)] - level) / width + 0.5)));
+    pixels[at] = 0xff000000 | (Math.round(gray) * 0x010101);
+  }
+  const source = new OffscreenCanvas(columns, rows);
+  source.getContext("2d").putImageData(small, 0, 0);
+  context.imageSmoothingQuality = "high";
+  context.drawImage(source, 0, 0, context.canvas.width, context.canvas.height);
+}
+
+function drawContour(context, { columns, rows, index }, mask, color, width) {
+  const [dx, dy] = [context.canvas.width / columns, context.canvas.height / rows];
+  const inside = (c, r) => c >= 0 && r >= 0 && c < columns && r < rows && mask[index(c, r)] === 1;
+  const path = new Path2D();
+  for (let r = 0; r <= rows; r++) for (let c = 0; c <= columns; c++) {
+    const here = inside(c, r);
+    if (here !== inside(c - 1, r)) { path.moveTo(c * dx, r * dy); path.lineTo(c * dx, (r + 1) * dy); }
+    if (here !== inside(c, r - 1)) { path.moveTo(c * dx, r * dy); path.lineTo((c + 1) * dx, r * dy); }
+  }
+  context.lineCap = "round";
+  stroke(context, path, "rgba(0, 0, 0, 0.55)", width + 2); // a rim, so that every colour is seen on every gray
+  stroke(context, path, color, width);
+}
+
+function stroke(context, path, style, width) {
+  Object.assign(context, { strokeStyle: style, lineWidth: width });
+  context.stroke(path);
+}
+
+function write(context, text, x, y, textAlign, textBaseline) {
+  Object.assign(context, { font: "600 20px system-ui, sans-serif", textAlign, textBaseline, lineJoin: "round", lineWidth: 4, strokeStyle: "#000", fillStyle: "#fff" });
+  context.strokeText(text, x, y);
+  context.fillText(text, x, y);
+}
+
+function writeSides(context, { sides, axes }) {
+  const { width, height } = context.canvas;
+  const [left, right, top, bottom] = view.stored.anatomical ? sides : axes;
+  write(context, left, 8, height / 2, "left", "middle");
+  write(context, right, width - 8, height / 2, "right", "middle");
+  write(context, top, width / 2, 6, "center", "top");
+  write(context, bottom, width / 2, height - 6, "center", "bottom");
+}
+
+// A bar of a round number of mm in the lower right corner.
+function drawBar(context, extent) {
+  const { width, height } = context.canvas;
+  const length = Math.round((view.bar / extent) * width);
+  context.fillStyle = "#000";
+  context.fillRect(width - length - 16, height - 18, length + 4, 8);
+  context.fillStyle = "#fff";
+  context.fillRect(width - length - 14, height - 16, length, 4);
+  write(context, `${view.bar} mm`, width - 14 - length / 2, height - 22, "center", "bottom");
+}
+
+function move(normal, index) {
+  view.at[normal] = Math.max(0, Math.min(view.shape[normal] - 1, index));
+  drawPlane(normal);
+}
+
+// --- controls
+
+function listenToPlane(normal) {
+  const canvas = byId(`plane-${normal}`);
+  byId(`slice-${normal}`).addEventListener("input", (event) => move(normal, Number(event.target.value)));
+  canvas.addEventListener("wheel", (event) => { event.preventDefault(); move(normal, view.at[normal] + Math.sign(event.deltaY)); }, { passive: false });
+  canvas.addEventListener("keydown", (event) => {
+    const step = { ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1 }[event.key];
+    if (step) { event.preventDefault(); move(normal, view.at[normal] + step); }
+  });
+  canvas.addEventListener("click", (event) => {
+    canvas.focus({ preventScroll: true });
+    const { across, down, up } = PLANES[normal];
+    const place = canvas.getBoundingClientRect();
+    const part = (event.clientY - place.top) / place.height;
+    move(across, Math.floor(((event.clientX - place.left) / place.width) * view.shape[across]));
+    move(down, Math.floor((up ? 1 - part : part) * view.shape[down]));
+  });
+  canvas.addEventListener("contextmenu", (event) => event.preventDefault());
+  canvas.addEventListener("pointermove", (event) => { if (event.buttons === 2) setGrays(event.movementX / 4, event.movementY / 4); });
+}
+
+// Right drag, as at a reading station: across for the window, down for the level.
+function setGrays(wider, higher) {
+  for (const [id, change] of [["window", wider], ["level", higher]]) byId(id).value = Number(byId(id).value) + change;
+  drawSlices();
+}
+
+function listenToViewer() {
+  for (const normal of [0, 1, 2]) listenToPlane(normal);
+  for (const id of ["window", "level"]) byId(id).addEventListener("input", drawSlices);
+  byId("reset").addEventListener("click", () => { for (const id of ["window", "level"]) byId(id).value = GRAYS[id]; drawSlices(); });
+  byId("case").innerHTML = report.cases.map((item) => `<option>${safe(item.id)}</option>`).join("");
+  byId("case").addEventListener("change", (event) => openCase(event.target.value));
+  masks.forEach((look, which) => {
+    const label = byId("masks").appendChild(document.createElement("label"));
+    label.innerHTML = `<input type="checkbox"${view.shown.has(which) ? " checked" : ""}> ${swatch({ ...look, dash: "solid" })} <span>${safe(look.name)} <small></small></span>`;
+    label.firstElementChild.addEventListener("change", (event) => { view.shown[event.target.checked ? "add" : "delete"](which); drawSlices(); });
+  });
+}

@@ -1,0 +1,102 @@
+// Surfaces of label and prediction side by side: one camera for both, that turns by itself until somebody drags.
+const TURN_SECONDS = 16; // for a whole turn
+const SCENES = ["scene", "scene2"];
+const ERROR_VOX = 8; // at the ends of the colour scale
+const RED_OUTSIDE = [[0, "#2166ac"], [0.5, "#f2f2f2"], [1, "#b2182b"]];
+const turn = { camera: { eye: { x: 1.3, y: -1.7, z: 0.8 }, up: { x: 0, y: 0, z: 1 }, center: { x: 0, y: 0, z: 0 } }, seen: false, followed: false, last: null };
+
+async function openSurface(stored) {
+  const [points, faces, distance] = await Promise.all([stored.points, stored.faces, stored.distance].map(unpack));
+  const [mm, vox] = stored.steps;
+  const Index = stored.bytes === 2 ? Uint16Array : Uint32Array;
+  return { points: Float32Array.from(new Int16Array(points.buffer), (n) => n * mm), faces: new Index(faces.buffer),
+    distance: Float32Array.from(new Int16Array(distance.buffer), (n) => n * vox) };
+}
+
+const every = (array, offset) => array.filter((_, index) => index % 3 === offset);
+
+function meshTrace({ points, faces }, look) {
+  return { type: "mesh3d", x: every(points, 0), y: every(points, 1), z: every(points, 2), i: every(faces, 0), j: every(faces, 1), k: every(faces, 2),
+    lighting: { ambient: 0.5, diffuse: 0.7, specular: 0.15, roughness: 0.7 }, flatshading: false, ...look };
+}
+
+// The box around all surfaces of a case, in mm: both scenes show it, so that sizes and places compare.
+function boxAround(surfaces) {
+  return [0, 1, 2].map((axis) => {
+    const values = surfaces.flatMap(({ points }) => Array.from(every(points, axis)));
+    const [low, high] = values.reduce(([a, b], v) => [Math.min(a, v), Math.max(b, v)], [Infinity, -Infinity]);
+    return [low - 3, high + 3];
+  });
+}
+
+function sceneLayout(ranges, domain) {
+  const sides = view.stored.anatomical ? [": R to L", ": A to P", ": I to S"] : ["", "", ""];
+  const axis = (number) => ({ title: { text: `${"xyz"[number]}${sides[number]} [mm]`, font: { size: 11 } }, range: ranges[number], tickfont: { size: 10 }, showspikes: false });
+  return { aspectmode: "data", xaxis: axis(0), yaxis: axis(1), zaxis: axis(2), camera: structuredClone(turn.camera), domain: { x: domain } };
+}
+
+async function drawSurfaces() {
+  const which = Number(byId("surface").value);
+  const { id, stored } = view;
+  const [label, mask] = await Promise.all([0, which].map((number) => stored.surfaces[number] && openSurface(stored.surfaces[number])));
+  if (id !== view.id || which !== Number(byId("surface").value)) return; // another one was asked for meanwhile
+  const traces = [];
+  if (label) traces.push(meshTrace(label, { scene: "scene", color: report.label.color, hoverinfo: "name", name: "label" }));
+  if (mask) traces.push(meshTrace(mask, { scene: "scene2", intensity: mask.distance, cmin: -ERROR_VOX, cmax: ERROR_VOX, colorscale: RED_OUTSIDE,
+    colorbar: { title: { text: "distance to the<br>label [voxel]" }, len: 0.7, thickness: 16 }, hovertemplate: "%{intensity:.1f} voxels<extra></extra>" }));
+  const ranges = boxAround([label, mask].filter(Boolean));
+  const nothing = stored.masks[which] === null ? "no mask kept" : "empty: missed";
+  const name = (text, x) => ({ text, x, y: 1.06, xref: "paper", yref: "paper", showarrow: false, font: { size: 14 } });
+  await Plotly.react("surfaces", traces, { font: FONT, height: 460, margin: { l: 0, r: 0, t: 40, b: 0 },
+    scene: sceneLayout(ranges, [0, 0.46]), scene2: sceneLayout(ranges, [0.47, 0.93]),
+    annotations: [name(`label${label ? "" : " (empty)"}`, 0.23), name(safe(masks[which].name) + (mask ? "" : ` (${nothing})`), 0.7)] }, LOOK);
+  listenToCamera();
+  start();
+}
+
+// --- the camera
+
+// By parts of the camera, which tells our own change from that of a visitor, who sets it as a whole.
+function setCamera(camera, scenes) {
+  turn.camera = camera;
+  const parts = scenes.flatMap((scene) => ["eye", "up", "center"].map((part) => [`${scene}.camera.${part}`, camera[part]]));
+  Plotly.relayout("surfaces", Object.fromEntries(parts));
+}
+
+function follow(change) {
+  for (const [index, scene] of SCENES.entries()) {
+    const camera = change?.[`${scene}.camera`];
+    if (camera) setCamera({ eye: camera.eye, up: camera.up, center: camera.center }, [SCENES[1 - index]]);
+  }
+}
+
+// Once, and not before plotly has drawn for the first time.
+function listenToCamera() {
+  if (turn.followed) return;
+  turn.followed = true;
+  for (const name of ["plotly_relayout", "plotly_relayouting"]) byId("surfaces").on(name, follow);
+}
+
+function step(now) {
+  if (!byId("rotate").checked || !turn.seen || !turn.followed) { turn.last = null; return; } // start() goes on
+  const passed = turn.last === null ? 0 : Math.min(now - turn.last, 100); // no leap after a pause
+  turn.last = now;
+  const angle = (2 * Math.PI * passed) / (1000 * TURN_SECONDS);
+  const { x, y, z } = turn.camera.eye;
+  const eye = { x: x * Math.cos(angle) - y * Math.sin(angle), y: x * Math.sin(angle) + y * Math.cos(angle), z };
+  if (angle) setCamera({ ...turn.camera, eye }, SCENES);
+  requestAnimationFrame(step);
+}
+
+function start() {
+  if (turn.last === null) { turn.last = performance.now(); requestAnimationFrame(step); }
+}
+
+function listenToSurfaces() {
+  byId("surface").innerHTML = report.systems.map((system, which) => `<option value="${which + 1}">${safe(system.name)}</option>`).join("");
+  byId("surface").addEventListener("change", drawSurfaces);
+  byId("rotate").checked = !matchMedia("(prefers-reduced-motion: reduce)").matches;
+  byId("rotate").addEventListener("change", start);
+  byId("surfaces").addEventListener("pointerdown", () => { byId("rotate").checked = false; }, { capture: true });
+  new IntersectionObserver(([entry]) => { turn.seen = entry.isIntersecting; start(); }).observe(byId("surfaces"));
+}

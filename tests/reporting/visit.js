@@ -1,0 +1,59 @@
+// What a visitor does, run within a report once it has drawn the first case; test_report.py reads what comes of it.
+const failures = [], byName = (id) => document.getElementById(id);
+addEventListener("error", (event) => failures.push(event.message));
+addEventListener("unhandledrejection", (event) => failures.push(String(event.reason)));
+for (const kind of ["error", "warn"]) console[kind] = (...words) => failures.push(words.join(" "));
+const wait = (ms) => new Promise((done) => setTimeout(done, ms));
+const pixels = () => byName("plane-2").toDataURL();
+const rows = () => [...document.querySelectorAll("#cases tbody tr")].map((row) => row.dataset.case);
+const click = (column) => { document.querySelector(`#cases th[data-column="${column}"]`).click(); return rows(); };
+const eyes = () => ["scene", "scene2"].map((scene) => byName("surfaces").layout[scene].camera.eye);
+const set = (id, value, kind) => { byName(id).value = value; byName(id).dispatchEvent(new Event(kind)); };
+function bar(normal) { // the longest white run in the canvas's last rows, as a part of its width
+  const canvas = byName(`plane-${normal}`), row = canvas.height - 14;
+  const bytes = canvas.getContext("2d").getImageData(0, row, canvas.width, 1).data;
+  let longest = 0, run = 0;
+  for (let i = 0; i < bytes.length; i += 4) { run = bytes[i] === 255 ? run + 1 : 0; longest = Math.max(longest, run); }
+  return longest / canvas.width;
+}
+function colors(index) { // of a method, wherever it is shown
+  const painted = (mark) => Object.assign(document.createElement("i"), { style: `color:${mark}` }).style.color;
+  const swatches = [`#cases th[data-column="${index}"]`, `#masks label:nth-child(${index + 2})`, `#curve-legend span:nth-child(${index + 1})`];
+  const own = [...byName("boxes").children].map((plot) => plot.data[index].marker.color);
+  const paired = index ? [...byName("differences").children].map((plot) => plot.data[index - 1].marker.color) : [];
+  const line = byName("curves").children[0].data[index].line.color;
+  return [...swatches.map((where) => document.querySelector(`${where} .swatch`).style.borderTopColor), ...[...own, ...paired, line].map(painted)];
+}
+async function turning() { // how far the camera goes within a moment
+  const [before] = eyes(); await wait(1500); const [after] = eyes();
+  return Math.hypot(after.x - before.x, after.y - before.y);
+}
+async function visit() {
+  const before = pixels(), result = { worst: rows(), bars: [0, 1, 2].map(bar), grays: view.image.reduce((a, b) => a + b, 0) };
+  set("slice-2", 0, "input");
+  result.moved = pixels() !== before; result.slice = byName("at-2").textContent;
+  const level = pixels(); set("level", 10, "input"); result.windowed = pixels() !== level;
+  result.best = click(0);
+  set("metric", 3, "change");
+  result.distance = { worst: click(1), best: click(1), arrow: document.querySelector("#cases th[aria-sort]").ariaSort };
+  result.order = byName("order").textContent;
+  byName("surfaces").scrollIntoView(); await wait(500);
+  result.turned = await turning();
+  result.together = JSON.stringify(eyes()[0]) === JSON.stringify(eyes()[1]);
+  scrollTo(0, 0); await wait(500); result.unseen = await turning();
+  byName("surfaces").scrollIntoView(); await wait(500); result.again = await turning();
+  document.querySelector("#surfaces canvas").dispatchEvent(new PointerEvent("pointerdown", { bubbles: true }));
+  await wait(200); result.dragged = await turning();
+  await Plotly.relayout("surfaces", { "scene.camera": { eye: { x: 0, y: 2, z: 0 } } }); await wait(200);
+  result.followed = eyes()[1];
+  result.colors = [0, 1].map(colors);
+  const canvas = document.querySelector("#surfaces canvas");
+  return { ...result, failures, surface: canvas !== null && canvas.width > 0, boxes: byName("boxes").querySelectorAll(".main-svg").length,
+    differences: byName("differences").children.length, requests: performance.getEntriesByType("resource").map((entry) => entry.name).filter((name) => name !== ADDRESS) };
+}
+addEventListener("DOMContentLoaded", () => byName("surfaces").scrollIntoView()); // in view before they are drawn
+addEventListener("load", async () => {
+  await wait(3000);
+  const result = await visit().catch((error) => ({ failures: [...failures, error.stack] }));
+  fetch(ADDRESS, { method: "POST", mode: "no-cors", body: JSON.stringify(result) });
+});
