@@ -113,7 +113,7 @@ class Engine:
                 if self.ranks.leads and self.split.validation and self._due(options.val_every):
                     self._validate(journal)
                 if options.keep_checkpoints and self._due(options.save_every):
-                    self.save(runs.checkpoint_path(Path(), runs.iteration_name(self.iteration)).name)
+                    self.save(runs.weights_file(runs.iteration_name(self.iteration)))
                 stop = self.ranks.largest(self._signal)  # once: a signal during the next lines must not skip the save
                 if stop or self._due(options.save_every):
                     journal.write_curves()

@@ -261,9 +261,9 @@ def test_window_settings_by_hand_before_protocol_before_run(make_run, tmp_path):
         assert options.window == "patch"
         return options.stride_xy, options.stride_z, options.blend
 
-    assert windows() == windows("--protocol", "fast") == (16, 20, "gaussian")
+    assert windows() == windows("--protocol", "fast") == (10, 20, "uniform")
     assert windows("--protocol", "paper") == (7, 5, "uniform")
-    assert windows("--stride_z", "3", "--blend", "uniform") == (16, 3, "uniform")
+    assert windows("--stride_z", "3", "--blend", "gaussian") == (10, 3, "gaussian")
     assert windows("--protocol", "paper", "--stride_xy", "9") == (9, 5, "uniform")
 
 
@@ -514,8 +514,8 @@ def test_work_and_memory_are_announced(make_run, tmp_path, capsys):
     scan = write(tmp_path / "heart.nii.gz", blob((60, 40, 40)), affine(0, (1, 1, 1)))
     run(make_run(), scan, tmp_path / "out", "--window_batch", "2", "--save", "sdm")
     out = capsys.readouterr().out
-    assert "60 x 40 x 40 voxels of 1 x 1 x 1 mm; 12 windows; memory about" in out  # starts 0 16 28, 0 8, 0 8
-    assert out.index("12 windows") < out.index(" left\n") < out.index(" mL")
+    assert "60 x 40 x 40 voxels of 1 x 1 x 1 mm; 16 windows; memory about" in out  # starts 0 10 20 28, 0 8, 0 8
+    assert out.index("16 windows") < out.index(" left\n") < out.index(" mL")
     assert "1 of 1 scans segmented" in out
 
 
@@ -636,7 +636,7 @@ def test_an_exported_network_says_how_to_use_it(make_run, tmp_path, capsys):
     np.testing.assert_allclose(dark, 1 / (1 + np.exp(4 * (image - 0.5))), atol=1e-5)
     said = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
     assert said["preprocessing"]["spacing_mm"] == [1.0, 1.0, 2.0] and said["preprocessing"]["normalise"] == "zscore"
-    assert (said["patch_size"], said["stride_xy"], said["scale"]) == ([32, 32, 32], 16, 1.0)
+    assert (said["patch_size"], said["stride_xy"], said["scale"]) == ([32, 32, 32], 10, 1.0)
     assert (said["head"], said["threshold"]) == ("dark", 0.5) and "Not for clinical use" in said["notice"]
 
 

@@ -19,7 +19,7 @@ from test_LA import make_parser, parse_options, sound_cases
 from utils import runs
 from utils.device import pick_device, place
 from utils.metrics import evaluate, summarise
-from utils.options import protocol_defaults, repository_path
+from utils.options import repository_path
 
 PAPER_PATCH, PAPER_STRIDE = (112, 112, 80), (18, 18, 4)  # voxels
 
@@ -33,16 +33,16 @@ def settings(patch: Sequence[int]) -> dict[str, list[str]]:
     """Flags of test_LA.py by row; what the others are compared with comes first."""
     xy, _, z = paper_stride(patch)
     paper = f"--stride_xy {xy} --stride_z {z}"
-    half = protocol_defaults("fast", patch)
-    halves = f"--stride_xy {half['stride_xy']} --stride_z {half['stride_z']}"
+    quarter, half = (f"--stride_xy {min(patch[:2]) // parts} --stride_z {patch[2] // 2}" for parts in (4, 2))
     rows = [
         f"{paper} --blend uniform --amp off",
         f"{paper} --blend uniform",
         f"{paper} --blend gaussian",
-        *(f"--stride_xy {min(patch[:2]) // parts} --stride_z {patch[2] // 2} --blend uniform" for parts in (4, 3)),
-        f"{halves} --blend uniform",
-        f"{halves} --blend gaussian",
+        f"{quarter} --blend uniform",
         "--protocol fast",
+        "--protocol fast --blend gaussian",
+        f"{half} --blend uniform",
+        f"{half} --blend gaussian",
         "--protocol whole",
     ]
     return {row: row.split() for row in rows}

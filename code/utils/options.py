@@ -211,8 +211,8 @@ def add_window_arguments(group, protocol: str | None = None) -> None:
             "--protocol",
             choices=PROTOCOLS,
             default=protocol,
-            help="windows by name. paper: as the run was trained to be tested; fast: steps of half a patch, Gaussian "
-            "blend; whole: one window around the whole scan",
+            help="windows by name. paper: as the run was trained to be tested; fast: steps of a third of a "
+            "patch in the plane and of half a patch across; whole: one window around the whole scan",
         )
     group.add_argument("--stride_xy", type=int, default=18, help="in-plane stride of the window, in voxels")
     group.add_argument("--stride_z", type=int, default=4, help="axial stride of the window, in voxels")
@@ -234,7 +234,7 @@ def protocol_defaults(protocol: str, patch: Sequence[int]) -> dict[str, Any]:
         return {}
     if protocol == "whole":
         return {"window": "whole"}
-    return {"window": "patch", "stride_xy": min(patch[:2]) // 2, "stride_z": patch[2] // 2, "blend": "gaussian"}
+    return {"window": "patch", "stride_xy": min(patch[:2]) // 3, "stride_z": patch[2] // 2, "blend": "uniform"}
 
 
 def add_inference_options(parser: ArgumentParser, protocol: str | None = None) -> None:

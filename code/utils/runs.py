@@ -45,7 +45,12 @@ def run_folder(model_path: str, exp: str) -> Path:
 
 def checkpoint_path(folder: Path, weights: str) -> Path:
     """File of `last`, `best_val` or `iteration_<N>`."""
-    return folder / f"{weights}.pth"
+    return folder / weights_file(weights)
+
+
+def weights_file(weights: str) -> str:
+    """Its name."""
+    return f"{weights}.pth"
 
 
 def iteration_name(iteration: int) -> str:
@@ -55,7 +60,7 @@ def iteration_name(iteration: int) -> str:
 
 def kept_checkpoints(folder: Path) -> list[str]:
     """Names of the weights that --keep_checkpoints has kept, by iteration."""
-    names = (path.stem for path in folder.glob(checkpoint_path(Path(), iteration_name("*")).name))
+    names = (path.stem for path in folder.glob(weights_file(iteration_name("*"))))
     return sorted(names, key=lambda name: int(name.rpartition("_")[2]))
 
 
