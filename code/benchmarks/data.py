@@ -22,6 +22,7 @@ SAME_DISTANCE, SAME_METRIC = 1e-6, 1e-6
 LABELED = 16  # of the cases, as in the paper
 FEW, MANY = 80, 2000  # cases
 START_LIMIT = 10.0  # seconds that 80 cases may take until the first batch
+METRIC_SHAPE = (200, 200, 88)  # voxels
 SPECKLES = 200  # false voxels far from the body, as a network leaves them
 BATCHES = 30  # that are drawn from very many scans
 
@@ -96,7 +97,7 @@ def time_maps(pairs: int) -> Row:
 
 def time_metrics(speckled: bool, pairs: int) -> Row:
     """Dice, Jaccard, ASD and 95HD of one case of native size, surfaces 3 voxels apart; with false voxels far away."""
-    label, prediction = balls(1, (200, 200, 88))[0], balls(1, (200, 200, 88), shift=0.03)[0]
+    label, prediction = balls(1, METRIC_SHAPE)[0], balls(1, METRIC_SHAPE, shift=0.03)[0]
     if speckled:
         rng = np.random.default_rng(0)
         prediction[tuple(rng.integers(0, length, SPECKLES) for length in prediction.shape)] = True

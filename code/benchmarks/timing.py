@@ -28,7 +28,7 @@ def timed_in_turns(ours: Callable[[], object], reference: Callable[[], object], 
 def compared(pairs: Sequence[Sequence[float]]) -> Row:
     """A row from neighbouring measurements, (ours, reference) each."""
     ratios = [theirs / own for own, theirs in pairs]
-    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
     own, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
     return {"ratio": statistics.median(ratios), "ours": own, "reference": theirs, "spread": [low, high], "unit": "s"}
 
