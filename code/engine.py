@@ -18,7 +18,7 @@ from dataloaders.batch import Batch, BatchStream, CaseStore, delivered, make_loa
 from dataloaders.split import Split
 from inference import dice_of_cases
 from methods import METHODS
-from methods.base import Method, Turn, method_of
+from methods.base import Method, Terms, Turn, method_of
 from utils import runs
 from utils.device import machine, memory_format, peak_memory_gib, place, precision
 from utils.distributed import ALONE, Ranks
@@ -122,8 +122,9 @@ class Engine:
                     raise Stopped(stop)
                 tick = time.perf_counter()
 
-    def _due(self, every: int) -> bool:
-        return bool(every) and (self.iteration % every == 0 or self.iteration == self.options.max_iterations)
+    def _due(self, every: int, iteration: int | None = None) -> bool:
+        done = self.iteration if iteration is None else iteration
+        return bool(every) and (done % every == 0 or done == self.options.max_iterations)
 
     def step(self, batch: Batch) -> dict[str, float | Tensor]:
         """One iteration: every turn in order, then `after_step`. Returns the numbers for the curves."""
@@ -150,12 +151,15 @@ class Engine:
         values = dict(zip(terms, losses.tolist(), strict=True))  # the only time in a turn that the CPU waits for a GPU
         if not math.isfinite(sum(values.values())):
             raise self._not_finite(values, batch)
+        logged = {f"loss/{name}": value for name, value in values.items()}
+        if self.options.log_gradients and self._due(self.options.log_every, self.iteration + 1):
+            logged |= _gradient_norms(terms, turn)
         turn.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(losses.sum()).backward()
         self.ranks.average_gradients(turn.optimizer)
         self.scaler.step(turn.optimizer)
         self.scaler.update()
-        return {f"loss/{name}": value for name, value in values.items()}
+        return logged
 
     def _open_gradients(self, turn: Turn) -> None:
         if len(self.turns) == 1:
@@ -281,6 +285,20 @@ def load_networks(method: nn.Module, state: dict[str, Any], path: Path) -> None:
     except RuntimeError:
         was = {key: state["options"].get(key) for key in ("method", "n_filters", "norm")}
         raise InputError(f"{path} does not fit the networks of this run: it was trained with {was}") from None
+
+
+def _gradient_norms(terms: Terms, turn: Turn) -> dict[str, float]:
+    """Norm of the gradient of each term by itself, over all that the turn trains; one backward pass per term.
+
+    A term that reaches nothing, such as one that has not set in yet, has 0.
+    """
+    own = [parameter for group in turn.optimizer.param_groups for parameter in group["params"]]
+    norms = {}
+    for name, term in terms.items():
+        reached = term.requires_grad
+        grads = torch.autograd.grad(term.float(), own, retain_graph=True, allow_unused=True) if reached else ()
+        norms[f"gradient/{name}"] = math.sqrt(sum(float(g.float().square().sum()) for g in grads if g is not None))
+    return norms
 
 
 def _ignore_signals(worker: int) -> None:

@@ -135,6 +135,34 @@ def test_a_step_minimises_the_sum_of_the_terms_and_reports_each(make_engine, bat
     assert engine.iteration == 1
 
 
+def test_gradient_norms_of_each_term_are_logged_when_asked_for(make_engine, batch):
+    reference = make_engine().method.train()
+    torch.manual_seed(3)
+    reference.training_step(batch, 0)["size"].backward()
+    expected = math.sqrt(sum(float(p.grad.square().sum()) for p in reference.parameters()))
+    engine = make_engine(Toy, "--log_gradients", "--log_every", "2")
+    engine.iteration = 1
+    torch.manual_seed(3)
+    values = engine.step(batch)
+    assert values["gradient/size"] == pytest.approx(expected, rel=1e-5) and values["gradient/supervised"] > 0
+    assert not any(name.startswith("gradient/") for name in engine.step(batch))  # not due
+
+
+def test_gradient_norms_change_nothing_and_are_those_of_the_player(make_engine, batch):
+    for cls in (Toy, TwoPlayers):
+        plain, logging = make_engine(cls), make_engine(cls, "--log_gradients", "--log_every", "1")
+        for engine in (plain, logging):
+            torch.manual_seed(3)
+            values = engine.step(batch)
+        assert_equal(weights(plain.method), weights(logging.method))
+    engine = make_engine(TwoPlayers, "--log_gradients", "--log_every", "1")
+    own = [engine.method.segmenter.weight, engine.method.segmenter.bias]
+    grads = torch.autograd.grad(engine.method.training_step(batch, 0)["adversarial"], own)
+    expected = math.sqrt(sum(float(g.square().sum()) for g in grads))
+    assert engine.step(batch)["gradient/adversarial"] == pytest.approx(expected, rel=1e-5)
+    assert values["gradient/critic"] > 0
+
+
 def test_the_rate_of_the_schedule_reaches_the_optimizer(make_engine, batch):
     engine = make_engine(Toy, "--lr_schedule", "cosine", "--warmup", "3")
     for iteration in range(5):

@@ -180,6 +180,11 @@ def add_run_options(parser: ArgumentParser) -> None:
         help="keep every checkpoint beside last.pth, as iteration_<N>.pth; see --weights of test_LA.py",
     )
     run.add_argument("--log_every", type=int, default=10, help="iterations between lines of the curves")
+    run.add_argument(
+        "--log_gradients",
+        action="store_true",
+        help="also log the norm of each term's gradient; these iterations take a backward pass more for each term",
+    )
     run.add_argument("--image_every", type=int, default=200, help="iterations between TensorBoard images; 0 for none")
     run.add_argument(
         "--val_cases",
