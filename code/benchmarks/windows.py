@@ -18,6 +18,7 @@ from reporting.tables import text_table
 from test_LA import make_parser, parse_options, sound_cases
 from utils import runs
 from utils.device import pick_device, place
+from utils.errors import InputError
 from utils.metrics import evaluate, summarise
 from utils.options import repository_path
 
@@ -54,6 +55,8 @@ def compare_windows(argv: Sequence[str]) -> list[dict[str, Any]]:
     Args: argv, flags of test_LA.py, which name one run and its scans.
     """
     asked = make_parser().parse_args(argv)
+    if len(asked.exp) > 1:
+        raise InputError(f"--windows looks at one run, not at {len(asked.exp)}; give one --exp")
     exp = asked.exp[0]
     path = runs.checkpoint_path(runs.existing_run(asked.model_path, exp), asked.weights)
     state = runs.load_checkpoint(path)

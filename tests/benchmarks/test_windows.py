@@ -3,6 +3,7 @@ import pytest
 import test_LA
 import train
 from benchmarks.windows import compare_windows, paper_stride, settings, window_table
+from utils.errors import InputError
 from utils.options import protocol_defaults
 
 PATCH = (32, 32, 32)
@@ -39,3 +40,8 @@ def test_a_row_for_every_setting_from_the_scores_of_a_run(phantom, tmp_path, cap
         assert f"{by_flags[row]['dice']:.2f}" in capsys.readouterr().out
     table = window_table(rows)
     assert len(table.splitlines()) == 2 + len(rows) and "95HD [vox]" in table
+
+
+def test_several_runs_are_refused():
+    with pytest.raises(InputError, match="one run, not at 2; give one --exp"):
+        compare_windows(["--exp", "a", "b"])
