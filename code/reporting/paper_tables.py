@@ -165,8 +165,8 @@ def setting_note(scores: Sequence[Scores], flags: str) -> str:
     tests = " or ".join(str(n) for n in sorted({len({case["case"] for case in s["cases"]}) for s in scores}))
     machines = "; ".join(sorted({_machine(s) for s in scores}))
     return (
-        f"{printed} Measured: {how}{f' (flags: {flags})' if flags else ''}; {tests} test scans; last iterate, nothing is "
-        "chosen on the test list; mean ± sd over seeds. Filtered: only the largest component is kept. "
+        f"{printed} Measured: {how}{f' (flags: {flags})' if flags else ''}; {tests} test scans; last iterate, nothing "
+        "is chosen on the test list; mean ± sd over seeds. Filtered: only the largest component is kept. "
         f"s / step and GiB (the most at a time: allocated on a GPU, resident on a CPU): {machines}."
     )
 
