@@ -28,7 +28,7 @@ from utils.options import HelpFormatter, repository_path
 from utils.presets import PRESETS
 
 CODE = Path(__file__).resolve().parent
-CRITIC_LOSS = "loss/critic"  # of the adversarial methods: another player's objective
+CRITIC_LOSSES = "loss/critic"  # how those of the adversarial methods begin: another player's objective
 KEPT = (runs.OPTIONS, runs.CURVES, runs.METRICS_CSV, runs.METRICS_JSON)  # of a run; the last one says: done
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOPPED = {128 + number for number in STOP_SIGNALS} | {-number for number in STOP_SIGNALS}  # as a child's status
@@ -241,10 +241,13 @@ def draw_curves(jobs: Sequence[Job], out: Path) -> None:
         if kept_scores(job) is not None and name not in series:
             rows = [row for row in read_curves(job.kept) if any(key.startswith("loss/") for key in row)]
             series[name] = [
-                (r["iteration"], sum(v for k, v in r.items() if k.startswith("loss/") and k != CRITIC_LOSS))
+                (
+                    r["iteration"],
+                    sum(v for k, v in r.items() if k.startswith("loss/") and not k.startswith(CRITIC_LOSSES)),
+                )
                 for r in rows
             ]
-    curves_figure(series, out / "curves.png", "Training loss, all terms", "loss")
+    curves_figure(series, out / "curves.png", "Training loss, all terms but the critics'", "loss")
     print("written:", out / "curves.png")
 
 

@@ -35,7 +35,8 @@ SCALE_BARS_MM = (100, 50, 20, 10, 5, 2, 1)  # the longest that spans at most a q
 NAME_LENGTH = 32  # characters of a legend's line
 LABEL_LINE, PREDICTION_LINE = 2.6, 1.1  # points: the label shows as a rim where a prediction covers it
 TILE, PANEL_DPI = 2.2, 100  # inches: side of a tile of the training panel, 220 pixels for any patch size
-SMOOTHED_FROM = 200  # points of a curve from which a running mean over 1/40 of them is drawn in front
+SMOOTHED_FROM = 40  # points of a curve from which a running mean over 1/40 of them, at least 5, is drawn in front
+MANY_CURVES = 6  # beyond, the means stand alone and the legend beside them
 WRITING = {"color": "white", "fontsize": 9, "path_effects": [withStroke(linewidth=2.5, foreground="black")]}
 
 
@@ -144,9 +145,14 @@ def training_panel(
 def curves_figure(
     series: Mapping[str, Sequence[tuple[float, float]]], path: Path | str, title: str, ylabel: str
 ) -> None:
-    """Training curves, name -> (iteration, value), as PNG, SVG or PDF. A value that is not finite is a gap."""
-    figure = Figure(figsize=(7.0, 4.0), layout="constrained")
+    """Training curves, name -> (iteration, value), as PNG, SVG or PDF. A value that is not finite is a gap.
+
+    The axis of the values is logarithmic if all of them are positive.
+    """
+    many = len(series) > MANY_CURVES
+    figure = Figure(figsize=(9.0 if many else 7.0, 4.4), layout="constrained")
     ax = figure.add_subplot()
+    positive = all(value > 0 for points in series.values() for _, value in points if np.isfinite(value))
     for index, (name, points) in enumerate(series.items()):
         color = CURVE_COLORS[index % len(CURVE_COLORS)]
         style = ("-", "--", ":")[index // len(CURVE_COLORS) % 3]
@@ -154,14 +160,19 @@ def curves_figure(
         if len(x) < SMOOTHED_FROM:
             ax.plot(x, y, style, color=color, linewidth=1.6, marker="o" if len(x) == 1 else None, label=name)
         else:
-            ax.plot(x, y, color=color, linewidth=0.6, alpha=0.35)
-            ax.plot(*_running_mean(x, y, len(x) // 40), style, color=color, linewidth=1.8, label=name)
-    ax.set(title=title, xlabel="iteration", ylabel=ylabel)
-    ax.grid(alpha=0.3)
+            if not many:
+                ax.plot(x, y, color=color, linewidth=0.6, alpha=0.35)
+            ax.plot(*_running_mean(x, y, max(5, len(x) // 40)), style, color=color, linewidth=1.8, label=name)
+    ax.set(title=title, xlabel="iteration", ylabel=ylabel, yscale="log" if series and positive else "linear")
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter("{x:g}" if positive else "")
+    ax.tick_params(axis="y", which="minor", labelsize=8)
+    ax.grid(alpha=0.3, which="both")
     ax.spines[["top", "right"]].set_visible(False)
     ax.margins(x=0.01)
     if series:
-        ax.legend(frameon=False)
+        beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if many else {}
+        ax.legend(frameon=False, **beside)
     path = Path(path)
     with atomic(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:], dpi=DPI)

@@ -269,6 +269,20 @@ def test_curves_of_any_length(tmp_path, monkeypatch):
     assert (ax.get_title(), ax.get_xlabel(), ax.get_ylabel()) == ("losses", "iteration", "loss")
 
 
+def test_many_curves_are_means_alone_on_a_logarithmic_axis(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: kept.append(self) or path.write_bytes(b"x"))
+    positive = [(step, 1.0 + step % 3) for step in range(60)]
+    for count in (2, figures.MANY_CURVES + 1):
+        curves_figure({str(index): positive for index in range(count)}, tmp_path / "a.png", "losses", "loss")
+    few, many = (figure.axes[0] for figure in kept)
+    assert (len(few.lines), len(many.lines)) == (4, figures.MANY_CURVES + 1)
+    assert {len(line.get_xdata()) for line in many.lines} == {56}  # means over 5
+    assert few.get_yscale() == many.get_yscale() == "log"
+    curves_figure({"zero": [(0, 0.0), (1, 1.0)]}, tmp_path / "a.png", "losses", "loss")
+    assert kept[-1].axes[0].get_yscale() == "linear"
+
+
 def test_running_mean_by_hand():
     x, y = figures._running_mean(np.arange(4.0), np.array([1.0, np.nan, 3.0, 8.0]), 2)
     np.testing.assert_allclose(x, [0.5, 1.5, 2.5])
