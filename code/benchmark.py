@@ -37,7 +37,7 @@ ROWS: dict[str, tuple[float, Callable[[], Row]]] = {  # target, measurement
     "memory, cpu preset, bf16": (LESS_MEMORY, lambda: memory_of_step(CPU_SIZE, "bf16", 3)),
     "memory, cpu preset, float32": (LESS_MEMORY, lambda: memory_of_step(CPU_SIZE, "off", 3)),
     "matrix rate, cpu preset, bf16": (0.35, lambda: share_of_matrix_rate(CPU_SIZE, "bf16", 3)),
-    "matrix rate, cpu preset, float32": (0.35, lambda: share_of_matrix_rate(CPU_SIZE, "off", 5)),
+    "matrix rate, cpu preset, float32": (0.35, lambda: share_of_matrix_rate(CPU_SIZE, "off", 3)),
     "scan, cpu preset, paper's strides, float32": (3.0, lambda: time_inference(CPU_SIZE, SMALL, "off", "paper", 3)),
     "scan, cpu preset, paper's strides, bf16": (3.0, lambda: time_inference(CPU_SIZE, SMALL, "bf16", "paper", 3)),
     "scan, cpu preset, fast, bf16": (25.0, lambda: time_inference(CPU_SIZE, SMALL, "bf16", "fast", 3)),

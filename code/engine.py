@@ -164,9 +164,9 @@ class Engine:
     def _open_gradients(self, turn: Turn) -> None:
         if len(self.turns) == 1:
             return
-        own = {id(p) for group in turn.optimizer.param_groups for p in group["params"]}
+        own = set(map(id, turn.parameters()))
         for other in self.turns:
-            for parameter in (p for group in other.optimizer.param_groups for p in group["params"]):
+            for parameter in other.parameters():
                 parameter.requires_grad_(id(parameter) in own)
 
     def _not_finite(self, losses: dict[str, float], batch: Batch) -> InputError:
@@ -292,8 +292,7 @@ def _gradient_norms(terms: Terms, turn: Turn) -> dict[str, float]:
 
     A term that reaches nothing, such as one that has not set in yet, has 0.
     """
-    own = [parameter for group in turn.optimizer.param_groups for parameter in group["params"]]
-    norms = {}
+    own, norms = turn.parameters(), {}
     for name, term in terms.items():
         reached = term.requires_grad
         grads = torch.autograd.grad(term.float(), own, retain_graph=True, allow_unused=True) if reached else ()

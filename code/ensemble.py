@@ -178,13 +178,14 @@ def _central_box(member: Member, scan: Scan, placement: Placement) -> Box:
 
 def count_windows(members: Sequence[Member], plan: Plan) -> int:
     """Windows of all members."""
-    return sum(math.prod(map(len, _starts(member.options, plan.scaled(member)))) for member in members)
+    return sum(_windows(member, plan) for member in members)
 
 
-def _starts(options: Namespace, shape: Size) -> list[list[int]]:
+def _windows(member: Member, plan: Plan) -> int:
+    options, shape = member.options, plan.scaled(member)
     lengths = np.maximum(shape, options.patch_size).tolist()
     axes = zip(lengths, window_shape(options, shape), window_stride(options), strict=True)
-    return [window_starts(*axis) for axis in axes]
+    return math.prod(len(window_starts(*axis)) for axis in axes)
 
 
 def memory_bytes(members: Sequence[Member], plan: Plan) -> tuple[int, int]:
@@ -201,8 +202,7 @@ def memory_bytes(members: Sequence[Member], plan: Plan) -> tuple[int, int]:
 def _voxels_at_once(member: Member, plan: Plan) -> int:
     """Voxels of the windows that share a forward pass."""
     options, shape = member.options, plan.scaled(member)
-    windows = math.prod(map(len, _starts(options, shape)))
-    return min(options.window_batch, windows) * math.prod(window_shape(options, shape))
+    return min(options.window_batch, _windows(member, plan)) * math.prod(window_shape(options, shape))
 
 
 def doubts(members: Sequence[Member], plan: Plan) -> list[str]:

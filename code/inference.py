@@ -21,8 +21,8 @@ from utils.options import repository_path
 Predict = Callable[[Tensor], dict[str, Tensor]]
 THRESHOLD = 0.5
 GAUSSIAN_SD = 1 / 8  # of the patch, as in nnU-Net (Isensee et al., Nature Methods 2021)
-VOLUMES_BESIDE_OUTPUTS = 3  # of the size of the scan on the device: image, visits, and one that is divided by them
 GAUSSIAN_FLOOR = 1e-3  # keeps every voxel's weight positive
+VOLUMES_BESIDE_OUTPUTS = 3  # of the size of the scan on the device: image, visits, and one that is divided by them
 
 
 def window_starts(length: int, patch: int, stride: int) -> list[int]:

@@ -237,16 +237,13 @@ def draw_curves(jobs: Sequence[Job], out: Path) -> None:
 
     series = {}
     for job in jobs:
-        name = f"{SYSTEMS[job.row].name} {job.options.labelnum}/{job.options.unlabelnum}"
+        name = SYSTEMS[job.row].title(job.options)
         if kept_scores(job) is not None and name not in series:
-            rows = [row for row in read_curves(job.kept) if any(key.startswith("loss/") for key in row)]
-            series[name] = [
-                (
-                    r["iteration"],
-                    sum(v for k, v in r.items() if k.startswith("loss/") and not k.startswith(CRITIC_LOSSES)),
-                )
-                for r in rows
-            ]
+            series[name] = []
+            for row in read_curves(job.kept):
+                losses = [v for k, v in row.items() if k.startswith("loss/") and not k.startswith(CRITIC_LOSSES)]
+                if losses:
+                    series[name].append((row["iteration"], sum(losses)))
     curves_figure(series, out / "curves.png", "Training loss, all terms but the critics'", "loss")
     print("written:", out / "curves.png")
 
@@ -271,7 +268,7 @@ def draw_figure(options: Namespace, jobs: Sequence[Job], out: Path) -> None:
         files, captions = {}, {}
         for row in rows:
             trained = first[row].options
-            name = f"{SYSTEMS[row].name} {trained.labelnum}/{trained.unlabelnum}"
+            name = SYSTEMS[row].title(trained)
             files[name] = first[row].folder / runs.PREDICTIONS / f"{case}.nii.gz"
             dice, hd95 = (scores[row][case][metric] for metric in ("dice", "hd95_vox"))
             captions[name] = f"Dice {100 * dice:.1f} %, 95HD {'-' if hd95 is None else f'{hd95:.1f}'} vox"

@@ -30,7 +30,7 @@ from engine import reported_output, trained_method
 from inference import THRESHOLD, predict_volume
 from methods.base import Method
 from reporting.figures import case_figure
-from reporting.nifti import write_nifti
+from reporting.nifti import axes_are_lps, write_nifti
 from reporting.paper_block import paper_block
 from reporting.tables import Score, case_table, comparison_table, number, pick, summary_table
 from utils import options as flags
@@ -258,7 +258,7 @@ def write_case(folder, case, image, label, mask, geometry, score: Score, skip: S
     if "figures" not in skip:
         (folder / runs.FIGURES).mkdir(exist_ok=True)
         title = f"{case}\nDice {number('dice', score['dice'])} %, 95HD {number('hd95_vox', score['hd95_vox'])} voxels"
-        path, lps = folder / runs.FIGURES / f"{case}.png", np.array_equal(np.rint(geometry[2]), np.eye(3).ravel())
+        path, lps = folder / runs.FIGURES / f"{case}.png", axes_are_lps(geometry[2])
         case_figure(image, label, {"prediction": mask}, path, title, geometry[0], anatomical=lps)
 
 

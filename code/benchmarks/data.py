@@ -10,9 +10,9 @@ import torch
 from medpy.metric import binary
 
 from benchmarks.reference import crops_from_files, signed_distances
-from benchmarks.timing import Row, added_gib, balls, compared, in_own_process, made_up_cases, timed_in_turns
+from benchmarks.timing import Row, added_gib, balls, compared, in_own_process, made_up_cases, stream_of, timed_in_turns
 from dataloaders import la_heart
-from dataloaders.batch import Batch, BatchStream, CaseStore
+from dataloaders.batch import Batch
 from train import parse_options as training_options
 from utils.errors import InputError
 from utils.metrics import evaluate
@@ -31,7 +31,7 @@ def time_batch(pairs: int) -> Row:
     """A batch of four crops from files of the size of the LA scans to augmented tensors, cases kept in memory."""
     with made_up_cases(4) as (root, cases):
         options = _options(root)
-        stream = _stream(options, cases, 2)
+        stream = stream_of(options, cases, 2)
         iterations, rng = itertools.count(), np.random.default_rng(0)
         paths = [la_heart.case_path(root, case) for case in cases]
 
@@ -45,18 +45,13 @@ def _options(root: Path, *flags: str) -> Namespace:
     return training_options(["--method", "dtml", "--root_path", str(root), *flags])
 
 
-def _stream(options: Namespace, cases: list[str], labeled: int) -> BatchStream:
-    groups = cases[:labeled], cases[labeled:]
-    return BatchStream(options, CaseStore(options, *groups), *groups)
-
-
 def time_start(flags: tuple[str, ...], repeats: int) -> Row:
     """Seconds that 80 cases take until the first batch, beside the limit."""
     with made_up_cases(FEW) as (root, cases):
         options, seconds = _options(root, *flags), []
         for _ in range(repeats):
             start = time.perf_counter()
-            _ = _stream(options, cases, LABELED)[0]
+            _ = stream_of(options, cases, LABELED)[0]
             seconds.append(time.perf_counter() - start)
     return compared([(taken, START_LIMIT) for taken in seconds])
 
@@ -65,7 +60,7 @@ def time_many() -> Row:
     """A batch from 80 scans, as reference, and from 2,000, read from the files (--cache none), in turns."""
     with made_up_cases(MANY) as (root, cases):
         options = _options(root, "--cache", "none")
-        few, many = (_stream(options, cases[:count], LABELED) for count in (FEW, MANY))
+        few, many = (stream_of(options, cases[:count], LABELED) for count in (FEW, MANY))
         iterations = iter(range(2 * BATCHES))
         return timed_in_turns(lambda: many[next(iterations)], lambda: few[next(iterations)], BATCHES)
 
@@ -79,7 +74,7 @@ def memory_of_many() -> Row:
 
 def _memory_of_batches(root: Path, cases: list[str], labeled: int, batches: int) -> float:
     def draw() -> None:
-        stream = _stream(_options(root, "--cache", "none"), cases, labeled)
+        stream = stream_of(_options(root, "--cache", "none"), cases, labeled)
         for iteration in range(batches):
             _ = stream[iteration]
 

@@ -23,10 +23,11 @@ from benchmarks.timing import (
     compared,
     in_own_process,
     made_up_cases,
+    stream_of,
     timed_in_turns,
 )
 from benchmarks.windows import paper_stride
-from dataloaders.batch import Batch, BatchStream, CaseStore, delivered, make_loader
+from dataloaders.batch import Batch, delivered, make_loader
 from engine import Engine
 from inference import predict_volume
 from methods.dtml import DTML
@@ -145,8 +146,7 @@ def time_wait(size: Sequence[str]) -> Row:
     waits, steps = [], []
     with made_up_cases(8) as (root, cases):
         options = training_options([*METHOD, "--device", bench_device().type, *size, "--root_path", str(root)])
-        engine, groups = _engine(options), (cases[:4], cases[4:])
-        stream = BatchStream(options, CaseStore(options, *groups), *groups)
+        engine, stream = _engine(options), stream_of(options, cases, len(cases) // 2)
         first = len(stream) - WAIT_STEPS
         tick = time.perf_counter()
         for batch in delivered(make_loader(stream, first, options.num_workers, bench_device().type == "cuda")):

@@ -3,6 +3,7 @@
 import multiprocessing
 import statistics
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from dataloaders import la_heart
+from dataloaders.batch import BatchStream, CaseStore
 
 Row = dict[str, Any]  # `ratio` (reference / ours, the larger the better), `ours`, `reference`, `spread`, `unit`
 LA_SHAPE = (200, 150, 88)  # voxels of a typical case of the LA set
@@ -80,6 +82,12 @@ def balls(count: int, shape: Sequence[int], shift: float = 0.0) -> np.ndarray:
     noise = 0.05 * np.sin(9 * axes[0]) * np.cos(7 * axes[1]) * np.sin(8 * axes[2])
     centres = rng.uniform(-0.2, 0.2, (count, 3)) + shift
     return np.stack([sum((a - c) ** 2 for a, c in zip(axes, centre, strict=True)) + noise < 0.3 for centre in centres])
+
+
+def stream_of(options: Namespace, cases: Sequence[str], labeled: int) -> BatchStream:
+    """The batches of a training on these cases, the first of which are labeled."""
+    groups = cases[:labeled], cases[labeled:]
+    return BatchStream(options, CaseStore(options, *groups), *groups)
 
 
 @contextmanager

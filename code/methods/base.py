@@ -36,6 +36,10 @@ class Turn:
     optimizer: torch.optim.Optimizer
     scheduled: bool = True
 
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimizer drives."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
 
 class Method(nn.Module):
     """Interface of all methods. Subclasses build networks in `__init__`, the only place that reads flags."""

@@ -55,6 +55,11 @@ def write_with_affine(path: Path | str, array: np.ndarray, affine: np.ndarray) -
         temporary.write_bytes(gzip.compress(image.to_bytes(), COMPRESSION_LEVEL, mtime=0))
 
 
+def axes_are_lps(direction: Sequence[float]) -> bool:
+    """Whether the array's axes run to the patient's left, posterior and superior. Args: direction, as below."""
+    return np.array_equal(np.rint(direction), np.eye(3).ravel())
+
+
 def affine_ras(
     spacing_mm: Sequence[float],
     origin_mm: Sequence[float] = (0.0, 0.0, 0.0),

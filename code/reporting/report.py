@@ -21,6 +21,7 @@ from plotly.offline import get_plotlyjs
 from dataloaders import la_heart
 from reporting.colors import look
 from reporting.figures import LABEL, LABEL_COLOR, SCALE_BARS_MM, gray_window
+from reporting.nifti import axes_are_lps
 from reporting.surfaces import mesh, sample, signed_surface_distance
 from reporting.tables import COLUMNS, mean_sd, pick
 from utils import runs
@@ -198,7 +199,7 @@ def _volume(root: Path, case: str, systems: Sequence[System]) -> dict[str, Any]:
     return {
         "shape": list(image.shape),
         "spacing": [float(size) for size in spacing],
-        "anatomical": np.array_equal(np.rint(direction), np.eye(3).ravel()),  # else no sides are named
+        "anatomical": axes_are_lps(direction),  # else no sides are named
         "centre": _centre(label),
         "image": pack(residual(levels)),
         "masks": [None if mask is None else pack(np.packbits(mask)) for mask in masks],

@@ -24,7 +24,6 @@ def mesh(mask: np.ndarray, most: int) -> Mesh:
 
     The grid is coarsened, up to 5 voxels, until there are at most `most` triangles.
     """
-    corner = [int(np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))[0]) for axis in range(3)]
     (box,) = ndimage.find_objects(mask.astype(np.uint8))
     solid = np.pad(mask[box], BORDER_VOX).astype(np.float32)
     smooth = ndimage.gaussian_filter(solid, SMOOTHING_VOX)
@@ -33,7 +32,7 @@ def mesh(mask: np.ndarray, most: int) -> Mesh:
         vertices, faces, normals, _ = marching_cubes(solid, 0.5, step_size=step)
         if len(faces) <= most:
             break
-    return Mesh(vertices + np.subtract(corner, BORDER_VOX), faces[:, ::-1], normals)
+    return Mesh(vertices + np.subtract([side.start for side in box], BORDER_VOX), faces[:, ::-1], normals)
 
 
 def signed_surface_distance(mask: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The rows of the paper's tables: which method, with which flags, and which printed figures."""
 
+from argparse import Namespace
 from dataclasses import dataclass
 
 
@@ -15,6 +16,10 @@ class System:
     all_labeled: bool = False
     unlabeled: bool = True
     equal_time: tuple[str, str] | None = None  # trains for the seconds of the first row at the second one's step time
+
+    def title(self, options: Namespace) -> str:
+        """The name with the numbers of labeled and unlabeled scans of a training."""
+        return f"{self.name} {options.labelnum}/{options.unlabelnum}"
 
 
 _ROWS = (  # in the order in which they are worth having: the baselines and DTML first

@@ -43,7 +43,7 @@ def write_tables_report(jobs: Sequence[Job], tables: Sequence[str], out: Path) -
 def report_names(rows: Sequence[Job]) -> list[str]:
     """The rows as the tables call them, with the seed unless it is that of all."""
     seeds = {job.options.seed for job in rows}
-    named = [(f"{SYSTEMS[job.row].name} {job.options.labelnum}/{job.options.unlabelnum}", job) for job in rows]
+    named = [(SYSTEMS[job.row].title(job.options), job) for job in rows]
     return [name if len(seeds) == 1 else f"{name}, seed {job.options.seed}" for name, job in named]
 
 
