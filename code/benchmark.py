@@ -27,7 +27,7 @@ from utils import options as flags
 from utils import runs
 from utils.errors import InputError, run_script
 
-CPU_SIZE, PAPER_SIZE = ("--preset", "cpu"), ()
+CPU_SIZE, PAPER_SIZE, RECOMPUTE = ("--preset", "cpu"), (), "--recompute"
 SMALL = (96, 80, 48)  # voxels of a scan at half resolution
 LESS_MEMORY = 1 / 0.6
 FLAT = 0.9  # a ratio that counts as no change
@@ -36,6 +36,11 @@ ROWS: dict[str, tuple[float, Callable[[], Row]]] = {  # target, measurement
     "step, cpu preset, float32": (2.5, lambda: time_step(CPU_SIZE, "off", 7)),
     "memory, cpu preset, bf16": (LESS_MEMORY, lambda: memory_of_step(CPU_SIZE, "bf16", 3)),
     "memory, cpu preset, float32": (LESS_MEMORY, lambda: memory_of_step(CPU_SIZE, "off", 3)),
+    "step, cpu preset, float32, --recompute": (2.5, lambda: time_step((*CPU_SIZE, RECOMPUTE), "off", 7)),
+    "memory, cpu preset, float32, --recompute": (
+        LESS_MEMORY,
+        lambda: memory_of_step((*CPU_SIZE, RECOMPUTE), "off", 3),
+    ),
     "matrix rate, cpu preset, bf16": (0.35, lambda: share_of_matrix_rate(CPU_SIZE, "bf16", 3)),
     "matrix rate, cpu preset, float32": (0.35, lambda: share_of_matrix_rate(CPU_SIZE, "off", 3)),
     "scan, cpu preset, paper's strides, float32": (3.0, lambda: time_inference(CPU_SIZE, SMALL, "off", "paper", 3)),
@@ -56,6 +61,7 @@ LONG_ROWS = {
     "step, paper's size, float32": (2.5, lambda: time_step(PAPER_SIZE, "off", 3)),
     "memory, paper's size, bf16": (LESS_MEMORY, lambda: memory_of_step(PAPER_SIZE, "bf16", 1)),
     "memory, paper's size, float32": (LESS_MEMORY, lambda: memory_of_step(PAPER_SIZE, "off", 1)),
+    "memory, paper's size, float32, --recompute": (LESS_MEMORY, lambda: memory_of_step((RECOMPUTE,), "off", 1)),
     "matrix rate, paper's size, bf16": (0.59, lambda: share_of_matrix_rate(PAPER_SIZE, "bf16", 3)),
     "matrix rate, paper's size, float32": (0.59, lambda: share_of_matrix_rate(PAPER_SIZE, "off", 3)),
     "scan, paper's size and strides, bf16": (3.0, lambda: time_inference(PAPER_SIZE, LA_SHAPE, "bf16", "paper", 2)),

@@ -32,7 +32,7 @@ from utils.options import repository_path
 from utils.parsing import parse_in_two_strides
 
 SIGNAL_EXIT = 128  # exit status of a run that a signal stopped: 128 + its number, as shells count
-LESS_MEMORY = "lower --batch_size, --patch_size or --n_filters, or give --amp bf16"
+LESS_MEMORY = "lower --batch_size, --patch_size or --n_filters, or give --amp bf16 or --recompute"
 
 
 def parse_options(argv: Sequence[str] | None = None, method: str | None = None) -> Namespace:

@@ -87,7 +87,10 @@ def plain_layers(monkeypatch) -> Callable[[], None]:
     """Called, it gives every V-Net PyTorch's own layers for the rest of the test."""
 
     def patch() -> None:
-        monkeypatch.setattr("networks.vnet.conv_norm_relu", lambda conv, norm, x: norm(conv(x)).relu())
+        def layer(conv: nn.Module, norm: nn.Module, *parts: torch.Tensor, recompute: bool) -> torch.Tensor:
+            return norm(conv(sum(parts))).relu()
+
+        monkeypatch.setattr("networks.vnet.conv_norm_relu", layer)
         monkeypatch.setattr(Pointwise, "forward", nn.Conv3d.forward)
         monkeypatch.setattr(VNet, "_laid_out", lambda self, image: image)
 

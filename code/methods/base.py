@@ -52,7 +52,8 @@ class Method(nn.Module):
     def __init__(self, options: Namespace):
         super().__init__()
         self.monitor: dict[str, float | Tensor] = {}  # numbers for a curve, never minimised
-        self._network = {"n_filters": options.n_filters, "dropout": options.dropout, "norm": options.norm}
+        self._network = {key: getattr(options, key) for key in ("n_filters", "dropout", "norm")}
+        self._network["recompute"] = getattr(options, "recompute", False)  # of training alone: older runs lack it
         self._optimizer = {key: getattr(options, key) for key in ("base_lr", "momentum", "weight_decay")}
         self._optimizer_kind = options.optimizer
 

@@ -4,7 +4,13 @@ Beside its convolutions a CPU spends its time on moving memory. Three things was
 vectorises over channels, of which full resolution has fewer than a register holds; the gradient of a bias that batch
 norm cancels anyway costs oneDNN more than the rest of a transposed convolution; and the gradients of
 a 1x1x1 convolution of few channels take four to fifteen times as long as those of a product of matrices.
+
+Half of what a training step keeps for its backward pass are outputs of ReLUs, which a batch norm can give again from
+its input; `recompute` keeps the inputs alone.
 """
+
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,22 +21,26 @@ LANES = 64  # values that a fast kernel wants side by side
 FOLD_BELOW = 32  # channels; from here on PyTorch's own batch norm is as fast
 
 
-def conv_norm_relu(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+def conv_norm_relu(conv: nn.Module, norm: nn.Module, *parts: Tensor, recompute: bool = False) -> Tensor:
     """Convolution (plain or transposed), norm, ReLU; running statistics are updated as by the norm itself.
 
-    Args: x, (B, C, W, H, D).
+    Args:
+        parts: (B, C, W, H, D), one or several; their sum goes in.
+        recompute: for the backward pass, compute the output again instead of keeping it. The norm must be a batch norm.
     """
     convolve = F.conv_transpose3d if isinstance(conv, nn.ConvTranspose3d) else F.conv3d
-    batch_norm = isinstance(norm, nn.BatchNorm3d)
+    x, batch_norm = sum(parts[1:], parts[0]), isinstance(norm, nn.BatchNorm3d)
     if batch_norm and not norm.training and not torch.is_grad_enabled():
         weight, bias = _with_norm(conv, norm)
         return F.relu(convolve(x, weight, bias, stride=conv.stride, padding=conv.padding), inplace=True)
-    if not (batch_norm and norm.training) or x.device.type != "cpu" or torch.compiler.is_compiling():
+    fused = x.device.type == "cpu" or recompute  # a compiler fuses and recomputes by itself
+    if not (batch_norm and norm.training and fused) or torch.compiler.is_compiling():
         return F.relu(norm(conv(x)), inplace=True)
-    x = convolve(x, conv.weight, stride=conv.stride, padding=conv.padding)
+    with _forgotten(x, parts):
+        x = convolve(x, conv.weight, stride=conv.stride, padding=conv.padding)
     norm.num_batches_tracked.add_(1)
     statistics = norm.running_mean, norm.running_var, norm.momentum, norm.eps
-    return _BatchNormReLU.apply(x, conv.bias, norm.weight, norm.bias, *statistics)
+    return _BatchNormReLU.apply(x, conv.bias, norm.weight, norm.bias, *statistics, recompute)
 
 
 def _with_norm(conv: nn.Module, norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
@@ -49,41 +59,73 @@ class _BatchNormReLU(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, offset, weight, bias, running_mean, running_var, momentum, eps):
+    def forward(ctx, x, offset, weight, bias, running_mean, running_var, momentum, eps, recompute):
         form = _folded_norm if _folds(x) else _plain_norm
-        out, mean, inverse_sd, unbiased = form(x, weight, bias, eps)
+        out, mean, inverse_sd, variance = form(x, weight, bias, eps)
+        count = x.numel() // x.shape[1]
         running_mean.lerp_(mean + offset, momentum)
-        running_var.lerp_(unbiased, momentum)
+        running_var.lerp_(variance * (count / (count - 1)), momentum)
         out = out.relu_()
-        ctx.save_for_backward(x, out, weight, mean, inverse_sd)
-        ctx.eps = eps
+        ctx.save_for_backward(x, weight, bias, mean, inverse_sd, variance, None if recompute else out)
+        ctx.eps, ctx.recompute, ctx.again = eps, recompute, None
         return out
 
     @staticmethod
     @once_differentiable  # a penalty on gradients would otherwise go wrong in silence
     def backward(ctx, grad):
-        x, out, *rest = ctx.saved_tensors
-        grad = torch.ops.aten.threshold_backward(grad, out, 0)
+        x, weight, _, mean, inverse_sd, *_ = ctx.saved_tensors
+        grad = torch.ops.aten.threshold_backward(grad, _output(ctx), 0)
+        ctx.again = None  # whatever else wanted the output came before
         form = _folded_norm_backward if _folds(x) else _plain_norm_backward
-        grad_x, grad_weight, grad_bias = form(grad, x, *rest, ctx.eps)
-        return grad_x, torch.zeros_like(grad_bias), grad_weight, grad_bias, None, None, None, None
+        grad_x, grad_weight, grad_bias = form(grad, x, weight, mean, inverse_sd, ctx.eps)
+        return grad_x, torch.zeros_like(grad_bias), grad_weight, grad_bias, *[None] * 5
+
+
+def _output(node) -> Tensor:
+    """Output of a `_BatchNormReLU` from its node of the graph, computed again where it was not kept."""
+    x, weight, bias, mean, _, variance, out = node.saved_tensors
+    if out is not None:
+        return out
+    if node.again is None:
+        with torch.no_grad():
+            norm = (
+                _scaled(x, weight, bias, mean, variance, node.eps)
+                if _folds(x)
+                else _plain_norm(x, weight, bias, node.eps)[0]
+            )
+            node.again = norm.relu_()
+    return node.again
+
+
+@contextlib.contextmanager
+def _forgotten(x: Tensor, parts: Sequence[Tensor]) -> Iterator[None]:
+    """Within it, x, the sum of the parts, is not kept for the backward pass where all parts can be computed again."""
+    nodes = [part.grad_fn for part in parts]
+    address = x.data_ptr()  # the graph holds the functions below, so they must not hold x
+    if not all(getattr(node, "recompute", False) for node in nodes):
+        yield
+        return
+
+    def pack(kept: Tensor) -> Tensor | tuple[torch.Size, tuple[int, ...]]:
+        return (kept.size(), kept.stride()) if kept.data_ptr() == address else kept  # x or another view of it
+
+    def unpack(kept: Tensor | tuple[torch.Size, tuple[int, ...]]) -> Tensor:
+        return kept if isinstance(kept, Tensor) else sum(map(_output, nodes[1:]), _output(nodes[0])).as_strided(*kept)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield
 
 
 def _plain_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
-    """Returns: the normalised x; mean, 1 / sd and unbiased variance of each channel."""
+    """Returns: the normalised x; mean, 1 / sd and variance of each channel."""
     out, mean, inverse_sd = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
-    return out, mean, inverse_sd, _unbiased(inverse_sd.square().reciprocal() - eps, x)
+    return out, mean, inverse_sd, inverse_sd.square().reciprocal() - eps
 
 
 def _plain_norm_backward(grad, x, weight, mean, inverse_sd, eps) -> tuple[Tensor, ...]:
     return torch.ops.aten.native_batch_norm_backward(
         grad, x, weight, None, None, mean, inverse_sd, True, eps, [True, True, True]
     )
-
-
-def _unbiased(variance: Tensor, x: Tensor) -> Tensor:
-    count = x.numel() // x.shape[1]
-    return variance * (count / (count - 1))
 
 
 def _folds(x: Tensor) -> bool:
@@ -119,7 +161,7 @@ def _folded_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[T
     means, variances = (values.view(-1, x.shape[1]) for values in columns)
     mean = means.mean(dim=0)
     variance = variances.mean(dim=0) + (means - mean).square().mean(dim=0)
-    return _scaled(x, weight, bias, mean, variance, eps), mean, (variance + eps).rsqrt(), _unbiased(variance, x)
+    return _scaled(x, weight, bias, mean, variance, eps), mean, (variance + eps).rsqrt(), variance
 
 
 def _folded_norm_backward(grad, x, weight, mean, inverse_sd, eps) -> tuple[Tensor, ...]:
@@ -144,4 +186,5 @@ class Pointwise(nn.Conv3d):
     def forward(self, x: Tensor) -> Tensor:
         if not x.is_contiguous(memory_format=torch.channels_last_3d):
             return super().forward(x)
-        return F.linear(x.permute(0, 2, 3, 4, 1), self.weight.flatten(1), self.bias).permute(0, 4, 1, 2, 3)
+        with _forgotten(x, [x]):
+            return F.linear(x.permute(0, 2, 3, 4, 1), self.weight.flatten(1), self.bias).permute(0, 4, 1, 2, 3)

@@ -34,12 +34,17 @@ def _layer(conv: nn.Module, norm: str) -> list[nn.Module]:
 
 
 class Layers(nn.Sequential):
-    """Convolution, norm, ReLU, and again, each norm and its ReLU in one."""
+    """Convolution, norm, ReLU, and again, each norm and its ReLU in one; of several inputs the sum."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __init__(self, *layers: nn.Module, recompute: bool = False):
+        super().__init__(*layers)
+        self.recompute = recompute
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        recompute = self.recompute and torch.is_grad_enabled()
         for conv, norm in zip(self[::3], self[1::3], strict=True):
-            x = conv_norm_relu(conv, norm, x)
-        return x
+            parts = (conv_norm_relu(conv, norm, *parts, recompute=recompute),)
+        return parts[0]
 
 
 class VNet(nn.Module):
@@ -52,6 +57,8 @@ class VNet(nn.Module):
         norm: `batch`, `instance` or `group`.
         sdm_head: `conv` for the public codes' head, `block` for the papers' "3D convolution block" (a 3x3x3
             convolution, norm and ReLU) before it.
+        recompute: in training, compute the outputs of batch norm and ReLU again for the backward pass instead of
+            keeping them: the same numbers with less memory. With `norm="batch"` alone.
     Any input size works: it is padded to a multiple of 16 by repeating the border, and the output is cropped back.
     """
 
@@ -62,8 +69,11 @@ class VNet(nn.Module):
         dropout: float = 0.5,
         norm: str = "batch",
         sdm_head: str = "conv",
+        recompute: bool = False,
     ):
         super().__init__()
+        if recompute and norm != "batch":
+            raise ValueError(f"only batch norms are recomputed, not {norm!r}")
         depths, widths = (1, 2, 3, 3, 3), [n_filters * 2**level for level in range(5)]
 
         def block(depth: int, width: int, in_channels: int | None = None) -> Layers:
@@ -71,17 +81,18 @@ class VNet(nn.Module):
             for index in range(depth):
                 source = in_channels if index == 0 and in_channels else width
                 layers += _layer(nn.Conv3d(source, width, 3, padding=1), norm)
-            return Layers(*layers)
+            return Layers(*layers, recompute=recompute)
 
         self.encoder = nn.ModuleList(
             block(depth, width, 1 if level == 0 else None)
             for level, (depth, width) in enumerate(zip(depths, widths, strict=True))
         )
         self.down = nn.ModuleList(
-            Layers(*_layer(nn.Conv3d(width, 2 * width, 2, stride=2), norm)) for width in widths[:4]
+            Layers(*_layer(nn.Conv3d(width, 2 * width, 2, stride=2), norm), recompute=recompute) for width in widths[:4]
         )
         self.up = nn.ModuleList(
-            Layers(*_layer(nn.ConvTranspose3d(2 * width, width, 2, stride=2), norm)) for width in widths[3::-1]
+            Layers(*_layer(nn.ConvTranspose3d(2 * width, width, 2, stride=2), norm), recompute=recompute)
+            for width in widths[3::-1]
         )
         self.decoder = nn.ModuleList(
             block(depth, width) for depth, width in zip(depths[3::-1], widths[3::-1], strict=True)
@@ -104,7 +115,7 @@ class VNet(nn.Module):
             x = down(x)
         x = self.dropout(self.encoder[-1](x))
         for up, block in zip(self.up, self.decoder, strict=True):
-            x = block(up(x) + skips.pop())
+            x = block(up(x), skips.pop())
         return x
 
     def _laid_out(self, image: Tensor) -> Tensor:

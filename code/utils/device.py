@@ -94,6 +94,8 @@ def place(method: nn.Module, device: torch.device, options: Namespace, ranks: Ra
     if device.type == "cuda":
         torch.cuda.set_device(device)  # where NCCL looks for it
     if syncs_batch_norm(options, device, ranks):
+        if options.recompute:
+            raise InputError("--recompute computes the batch norms of one process again; add --no-sync_bn")
         method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
     method.to(device=device, memory_format=memory_format(device, options.amp))
     if options.compile:

@@ -59,6 +59,8 @@ def resolve(options: Namespace, uses_unlabeled: bool) -> Namespace:
         whole = options.unlabelnum == 0 or options.batch_size == 1
         options.labeled_bs = options.batch_size if whole else options.batch_size // 2
     _require(options, "labeled_bs", 1 <= options.labeled_bs <= options.batch_size, "must be in [1, --batch_size]")
+    if options.recompute and options.norm != "batch":
+        raise InputError(f"--recompute computes batch norms again, not --norm {options.norm}; drop one of the two")
     fractions = {"lr_step": LR_STEP_FRACTION, "save_every": SAVE_FRACTION}
     for name, fraction in fractions.items():
         if getattr(options, name) is None:
@@ -132,6 +134,8 @@ def parse_in_two_strides(
     options = parser.parse_args(argv)
     options.method = key
     by_hand = given_by_hand(parser, argv) | ({"method"} if method else set())
+    if "labeled_bs" not in by_hand and ("batch_size" in by_hand or options.unlabelnum == 0):
+        options.labeled_bs = None  # a preset's own is a part of the preset's batch
     return resolve(options, cls.uses_unlabeled), by_hand
 
 

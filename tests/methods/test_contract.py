@@ -91,6 +91,18 @@ def test_a_step_is_that_of_plain_layers(name, build, batch_for, plain_layers):
         torch.testing.assert_close(state[key], value, rtol=1e-3, atol=5e-5, msg=lambda m, key=key: f"{key}: {m}")
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_recomputing_changes_no_bit_of_a_step(name, build, batch_for):
+    states = []
+    for flags in ((), ("--recompute",)):
+        engine = build(name, *flags)
+        assert any(getattr(module, "recompute", False) for module in engine.method.modules()) == bool(flags)
+        torch.manual_seed(1)
+        engine.step(batch_for(name).to(CPU, memory_format(CPU, "off")))
+        states.append(engine.method.state_dict())
+    assert all(torch.equal(value, states[0][key]) for key, value in states[1].items())
+
+
 @pytest.mark.parametrize(("name", "flags"), [*((name, "") for name in METHODS), *VARIANTS])
 def test_every_term_reaches_its_player_and_nothing_else(build, batch_for, name, flags):
     engine, batch = build(name, *flags.split()), batch_for(name)

@@ -12,11 +12,14 @@ from utils.sdm import prob_from_sdm
 ITERATION = 150  # of 200: the consistency weight is well above 0
 
 
+PAPER = "--sdm_k_start 0 --sdm_k 20 --mask_loss dice --labeled_bs 2 --norm instance".split()  # but for its k
+
+
 @pytest.fixture
 def build(tiny_options):
     def make(*flags: str) -> DTML:
         torch.manual_seed(0)
-        return DTML(tiny_options("dtml", "--sdm_k_start", "0", "--sdm_k", "20", "--norm", "instance", *flags))
+        return DTML(tiny_options("dtml", *PAPER, *flags))
 
     return make
 

@@ -110,3 +110,52 @@ def test_first_level_is_channels_last():
     network = VNet(n_filters=8, dropout=0.0).to(memory_format=CHANNELS_LAST)
     image = torch.randn(2, 1, 32, 32, 32).contiguous(memory_format=CHANNELS_LAST)
     assert network.encoder[0](network._laid_out(image)).is_contiguous(memory_format=CHANNELS_LAST)
+
+
+def held_for_backward(network, image):
+    """Bytes that a forward pass leaves behind, its outputs included."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+        outputs = network(image)
+    assert all(output.requires_grad for output in outputs.values())
+    return sum(event.self_cpu_memory_usage for event in seen.key_averages())
+
+
+@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize(("layout", "width"), [(CHANNELS_LAST, 8), (torch.contiguous_format, 8), (CHANNELS_LAST, 12)])
+def test_recomputing_changes_no_bit(amp, dropout, layout, width):
+    def trained(recompute):
+        torch.manual_seed(1)
+        network = VNet(("seg", "sdm"), width, dropout, recompute=recompute).to(memory_format=layout)
+        image = torch.randn(2, 1, 48, 48, 48)
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            loss = sum(output.square().mean() for output in network(image).values())
+        loss.backward(retain_graph=True)
+        loss.backward()  # a second pass over the graph finds what it needs
+        return {name: p.grad for name, p in network.named_parameters()} | dict(network.named_buffers())
+
+    expected = trained(False)
+    for name, value in trained(True).items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_recomputing_keeps_half_as_much():
+    image = torch.randn(1, 1, 32, 32, 32)
+    held = [held_for_backward(VNet(n_filters=8, recompute=on).to(memory_format=CHANNELS_LAST), image) for on in (0, 1)]
+    assert held[1] < 0.55 * held[0]
+
+
+def test_recomputing_lets_go_of_everything_in_the_backward_pass():
+    network = VNet(n_filters=8, recompute=True).to(memory_format=CHANNELS_LAST)
+    out = network(torch.randn(1, 1, 32, 32, 32))["seg"]
+    node = network.encoder[0](network._laid_out(torch.randn(1, 1, 32, 32, 32))).grad_fn
+    out.sum().backward()
+    assert type(node).__name__ == "_BatchNormReLUBackward" and node.recompute
+    seen, nodes = set(), [out.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            nodes += [following for following, _ in node.next_functions]
+    kept = [node.again for node in seen if getattr(node, "recompute", False)]
+    assert len(kept) > 20 and all(again is None for again in kept)

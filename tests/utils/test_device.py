@@ -19,7 +19,7 @@ from utils.options import REPOSITORY
 
 
 def asked(device: str | None = None, gpu: int | None = None, amp: str = "off", compile: bool = False) -> Namespace:
-    return Namespace(device=device, gpu=gpu, amp=amp, compile=compile, patch_size=[48, 64, 48])
+    return Namespace(device=device, gpu=gpu, amp=amp, compile=compile, recompute=False, patch_size=[48, 64, 48])
 
 
 @pytest.fixture
@@ -125,6 +125,14 @@ def test_batch_norm_is_synchronised_over_processes_on_gpus_alone(monkeypatch):
         assert placed.state_dict().keys() == VNet(n_filters=2).state_dict().keys()
     assert kinds.pop("synced") == {nn.SyncBatchNorm}
     assert all(kind == {nn.BatchNorm3d} for kind in kinds.values())
+
+
+def test_statistics_of_other_processes_are_not_recomputed(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    options = asked()
+    options.sync_bn = options.recompute = True
+    with pytest.raises(InputError, match="--recompute .* add --no-sync_bn"):
+        place(VNet(n_filters=2), torch.device("cuda", 0), options, Ranks(0, 2, 0, 2))
 
 
 def test_bf16_on_a_cpu_refuses_patches_that_it_would_ruin(gpus):

@@ -104,6 +104,21 @@ def test_schedule_lengths_given_by_hand_stay():
     assert parse("--consistency_rampup", "0").ramp_iterations == 0
 
 
+@pytest.mark.parametrize(
+    ("argv", "labeled"),
+    [
+        ("", 3),
+        ("--batch_size 2", 1),
+        ("--batch_size 8", 4),
+        ("--unlabelnum 0", 4),
+        ("--labeled_bs 1 --unlabelnum 0", 1),
+    ],
+)
+def test_a_presets_labeled_part_is_of_the_presets_batch(monkeypatch, argv, labeled):
+    monkeypatch.setattr(METHODS["dtml"], "presets", {"demo": {"labeled_bs": 3}})
+    assert parse("--preset", "demo", *argv.split()).labeled_bs == labeled
+
+
 # --- refusals
 
 
@@ -119,6 +134,7 @@ def test_schedule_lengths_given_by_hand_stay():
         ("--labeled_bs 5", "--labeled_bs 5"),
         ("--n_filters 0", "--n_filters"),
         ("--norm group --n_filters 12", "--n_filters 12 must be a multiple of 8"),
+        ("--recompute --norm instance", "--recompute computes batch norms again, not --norm instance"),
         ("--labelnum 0", "--labelnum"),
         ("--labelnum -1", "--labelnum -1"),
         ("--unlabelnum -1", "--unlabelnum"),
