@@ -4,7 +4,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-# Of `make demo`. SEED and DEMO_FLAGS may be given: make demo SEED=1 DEMO_FLAGS="--max_iterations 20"
+# Of `make demo`. SEED (of phantom and trainings) and DEMO_FLAGS may be given:
+#   make demo SEED=1 DEMO_FLAGS="--max_iterations 20"
 SEED ?= 1337
 DEMO_FLAGS ?=
 
@@ -21,7 +22,7 @@ $(READY): requirements.txt constraints.txt
 	@touch $@
 
 demo: $(READY) ## train and test DTML and a V-Net on phantom scans, in minutes, without data or GPU
-	$(RUN) code/make_phantom.py
+	$(RUN) code/make_phantom.py --seed $(SEED) --test 12 --overwrite
 	$(RUN) code/train.py --method supervised --preset demo --seed $(SEED) --exp demo_vnet --overwrite $(DEMO_FLAGS)
 	$(RUN) code/train_dtml.py --preset demo --seed $(SEED) --exp demo_dtml --overwrite $(DEMO_FLAGS)
 	$(RUN) code/test_LA.py --exp demo_vnet demo_dtml

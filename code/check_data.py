@@ -18,7 +18,8 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
     add_path_options(parser)
-    parser.add_argument("--labelnum", type=int, default=16, help="cases of the training list that need a label")
+    parser.add_argument("--labelnum", type=int, default=16, help="first cases of the training list that need a label")
+    parser.add_argument("--labeled_list", help="file of the cases that need one, instead of the first --labelnum")
     return parser.parse_args(argv)
 
 
@@ -28,8 +29,9 @@ def main(argv: list[str] | None = None) -> int:
     root, (train_list, test_list) = repository_path(options.root_path), list_paths(options)
     train, faults = scan_list(train_list, "--train_list")
     test, test_faults = scan_list(test_list, "--test_list")
-    faults += [*test_faults, *split_faults(train, test, options.labelnum)]
-    labeled = {*train[: max(options.labelnum, 0)], *test}
+    labeled, label_faults = labeled_cases(options, train)
+    faults += [*test_faults, *split_faults(train, test), *label_faults]
+    labeled |= {*test}
     cases = list(dict.fromkeys(train + test))
     sound = []
     for case in tqdm(cases, desc="cases", disable=None):  # None: a bar on a terminal only
@@ -44,16 +46,28 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if faults else 0
 
 
-def split_faults(train: list[str], test: list[str], labelnum: int) -> Iterator[str]:
-    """What is wrong between the lists: cases in both, or not as many cases as labels are asked for."""
+def labeled_cases(options: argparse.Namespace, train: list[str]) -> tuple[set[str], list[str]]:
+    """The training cases that need a label, and what is wrong with the way they are asked for."""
+    if options.labeled_list:
+        cases, faults = scan_list(repository_path(options.labeled_list), "--labeled_list")
+        strangers = [case for case in cases if case not in set(train)]
+        if train and strangers:
+            faults.append(f"case {strangers[0]} of --labeled_list {options.labeled_list} is not in --train_list")
+        return set(cases) - set(strangers), faults
+    number = options.labelnum
+    wrong = train and not 1 <= number <= len(train)
+    fault = f"--labelnum is {number}, but --train_list has {len(train)} cases; give 1 to {len(train)}"
+    return set(train[: max(number, 0)]), [fault] if wrong else []
+
+
+def split_faults(train: list[str], test: list[str]) -> Iterator[str]:
+    """What is wrong between the lists: cases in both."""
     overlap = [case for case in test if case in set(train)]
     if overlap:
         yield (
             f"{len(overlap)} cases are in both lists ({', '.join(overlap)}); "
             "take them out of --train_list or of --test_list"
         )
-    if train and not 1 <= labelnum <= len(train):
-        yield f"--labelnum is {labelnum}, but --train_list has {len(train)} cases; give 1 to {len(train)}"
 
 
 def summarize(root: Path, cases: list[str]) -> Iterator[str]:

@@ -14,9 +14,9 @@ from dataloaders import la_heart
 from dataloaders.batch import resample, scaled_shape
 from methods.base import Method
 from utils.device import device_with_room, memory_format, precision
-from utils.errors import InputError
 from utils.metrics import evaluate
 from utils.options import repository_path
+from utils.parsing import refuse_gaps
 
 Predict = Callable[[Tensor], dict[str, Tensor]]
 THRESHOLD = 0.5
@@ -76,10 +76,7 @@ def sliding_window(
         window_batch: windows per call of `predict`.
     Returns: {name: (W, H, D) float32 in [0, 1]}.
     """
-    if any(step > length for step, length in zip(stride, patch, strict=True)):
-        raise InputError(
-            f"windows of {tuple(patch)} voxels in steps of {tuple(stride)} leave gaps; lower --stride_xy or --stride_z"
-        )
+    refuse_gaps(patch, stride)
     size = image.shape
     missing = [max(p - n, 0) for p, n in zip(patch, size, strict=True)]
     if any(missing):

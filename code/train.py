@@ -10,7 +10,7 @@ import dataclasses
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,26 +73,31 @@ def train(options: Namespace, ranks: Ranks = ALONE) -> int:
     if state is not None:
         engine.load(state)
         notices += _other_size(state, ranks)
-    journal = _open_journal(engine) if ranks.leads else Silence()
+    with _journal(engine, ranks) as journal:
+        return _run(engine, store, journal, [*_describe(engine, split), *notices, *store.notices])
+
+
+def _run(engine: Engine, store: CaseStore, journal: Journal | Silence, notices: Sequence[str]) -> int:
+    """Train, and say how it ended; returns the exit status."""
     try:
-        for line in [*_describe(engine, split), *notices, *store.notices]:
+        for line in notices:
             journal.say(line)
-        with enough_memory(device, LESS_MEMORY):
+        with enough_memory(engine.device, LESS_MEMORY):
             engine.train(store, journal)
-        journal.say(f"done: {engine.iteration} iterations in {engine.seconds:.0f} s; next: {_test_command(options)}")
+        journal.say(
+            f"done: {engine.iteration} iterations in {engine.seconds:.0f} s; next: {_test_command(engine.options)}"
+        )
     except Stopped as stop:
         journal.say(f"stopped and saved at iteration {engine.iteration}; continue with --resume")
         return SIGNAL_EXIT + stop.number
     except PeerLost as lost:
-        lost.args = (f"{lost}; {_last_saved(folder)}",)
+        lost.args = (f"{lost}; {_last_saved(engine.folder)}",)
         journal.say(f"stopped: {lost}")
         raise
     except InputError as error:
         with contextlib.suppress(InputError):  # what stopped the run may keep the log from being written, too
             journal.say(f"stopped: {error}")
         raise
-    finally:
-        journal.close()
     return 0
 
 
@@ -109,9 +114,21 @@ def _claim(
     return options, folder, split, preprocessing, _load_state(folder, options, split, preprocessing)
 
 
-def _open_journal(engine: Engine) -> Journal:
+@contextlib.contextmanager
+def _journal(engine: Engine, ranks: Ranks) -> Iterator[Journal | Silence]:
+    """What the leading rank writes beside the options of the run, closed at the end."""
+    if not ranks.leads:
+        yield Silence()
+        return
     runs.write_json(engine.folder / runs.OPTIONS, vars(engine.options))
-    return Journal(engine.folder, engine.iteration)
+    journal = Journal(engine.folder, engine.iteration)
+    try:
+        yield journal
+    except BaseException:
+        with contextlib.suppress(InputError):  # on a full disk, say; the first error is the one to report
+            journal.close()
+        raise
+    journal.close()
 
 
 def _load_state(
@@ -181,7 +198,7 @@ def _describe(engine: Engine, split: Split) -> list[str]:
         f"batches of {options.labeled_bs} labeled and {options.batch_size - options.labeled_bs} unlabeled crops of "
         f"{patch}; {size:,} trainable parameters; {device}{threads}, amp {options.amp}",
         *_describe_ranks(engine),
-        f"{options.max_iterations} iterations: {_rate_course(options)}{_ramp_course(options)}; "
+        f"{options.max_iterations} iterations: {'; '.join([_rate_course(options), *engine.method.courses()])}; "
         f"a checkpoint every {options.save_every}",
     ]
 
@@ -209,13 +226,6 @@ def _rate_course(options: Namespace) -> str:
     }[options.lr_schedule]
     warm_up = f" after {options.warmup} of warm-up" if options.warmup else ""
     return f"{options.optimizer}, rate {options.base_lr:g} {course}{warm_up}"
-
-
-def _ramp_course(options: Namespace) -> str:
-    """For methods with a consistency term."""
-    if "consistency" not in options:
-        return ""
-    return f"; consistency rising to {options.consistency:g} over {options.ramp_iterations:g}"
 
 
 def _test_command(options: Namespace) -> str:

@@ -89,6 +89,17 @@ def test_number_of_labels(root, capsys, labelnum):
     assert len(faults) == 1
 
 
+def test_a_list_of_labeled_cases_takes_the_place_of_their_number(root, capsys):
+    rewrite(root, "a", LABEL_KEY, None)
+    (root / "labeled.list").write_text("b\nc\n")
+    listed = ("--labelnum", "99", "--labeled_list", str(root / "labeled.list"))
+    assert check(capsys, root, *listed)[:2] == (0, [])
+    (root / "labeled.list").write_text("a\nz\n")
+    status, faults, _ = check(capsys, root, *listed)
+    assert status == 1 and len(faults) == 2
+    assert "case z of --labeled_list" in faults[0] and "'label'" in faults[1]
+
+
 def test_lists_by_split_and_by_flag(root, capsys):
     status, faults, _ = check(capsys, root, "--split", "dev")
     assert status == 1

@@ -112,7 +112,8 @@ def test_a_run_writes_its_folder_and_says_what_it_does(command, tmp_path, capsys
         "run: dtml, 2 labeled and 3 unlabeled cases, 1 for validation",
         "batches of 1 labeled and 1 unlabeled crops of 32 x 32 x 32",
         "trainable parameters; cpu with 1 threads, amp off",
-        "4 iterations: sgd, rate 0.01 times 0.1 every 2; consistency rising to 1 over 4; a checkpoint every 1",
+        "4 iterations: sgd, rate 0.01 times 0.1 every 2; consistency rising to 1 over 2; k from 10 to 100; "
+        "a checkpoint every 1",
         "s per iteration",
         "validation Dice",
         "done: 4 iterations",
@@ -322,6 +323,37 @@ def test_a_disk_that_fills_up_stops_the_run_with_one_sentence(command, tmp_path,
     error = refused(lambda: train.main(argv), capsys)
     assert f"cannot write {tmp_path / 'run' / runs.LAST}" in error and "--model_path" in error
     assert state_of(tmp_path / "run")["iteration"] == 1
+
+
+def test_the_first_error_is_told_though_closing_the_files_fails_too(command, monkeypatch, capsys):
+    def no_room(self):
+        raise InputError("no room for the curves")
+
+    def first(self, batch):
+        monkeypatch.setattr(journal.Journal, "close", no_room)
+        raise InputError("what went wrong first")
+
+    monkeypatch.setattr(Engine, "step", first)
+    assert refused(lambda: train.main(command("--max_iterations", "1")), capsys) == "error: what went wrong first\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (
+            "--method dtml --sdm_k_start 10 --sdm_k 100",
+            "consistency rising to 1 over 3; k from 10 to 100; a checkpoint",
+        ),
+        ("--method dtml --branch sdm --sdm_k_start 0", "times 0.1 every 1; a checkpoint"),
+        ("--method asdnet --semi_start 1", "consistency rising to 0.3 over 2 from iteration 1 on; a checkpoint"),
+        ("--method ua_mt", "over 3; uncertainty threshold from 0.521 to 0.693; a checkpoint"),
+        ("--method supervised", "times 0.1 every 1; a checkpoint"),
+    ],
+)
+def test_the_log_has_what_changes_over_the_training(command, tmp_path, flags, words):
+    once = ("--max_iterations", "3", "--rampup_share", "1") if "supervised" not in flags else ("--max_iterations", "3")
+    assert train.main(command(*once, *flags.split())) == 0
+    assert words in (tmp_path / "run" / runs.LOG).read_text()
 
 
 def test_too_little_gpu_memory_is_one_sentence(command, monkeypatch, capsys):

@@ -45,7 +45,7 @@ def scan_list(path: Path, flag: str) -> tuple[list[str], list[str]]:
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
-        return [], [f"list file {path} does not exist; name the right file with {flag}, or its folder with --root_path"]
+        return [], [f"list file {path} does not exist; name the right file with {flag} (default: in --root_path)"]
     except (OSError, UnicodeDecodeError) as error:
         return [], [f"list file {path} cannot be read as text ({error}); name the right file with {flag}"]
     ids = [line.strip() for line in lines if line.strip()]
@@ -205,7 +205,8 @@ def _dataset(file: h5py.File, key: str) -> h5py.Dataset:
     data = file.get(key)  # None where the name is missing, or what it points to is damaged
     if not isinstance(data, h5py.Dataset):
         found = ", ".join(file) or "nothing"
-        mend = "write the case again" + (", or lower --labelnum" if key == LABEL_KEY else "")
+        unread = ", or name lists that ask for no label of it (--train_list and --labelnum, --test_list)"
+        mend = "write the case again" + (unread if key == LABEL_KEY else "")
         raise InputError(f"{file.filename} holds no data set '{key}' (found: {found}); {mend}")
     if data.ndim != 3 or 0 in data.shape:
         raise InputError(f"{file.filename}: '{key}' has shape {data.shape}; it must be a volume (W, H, D)")

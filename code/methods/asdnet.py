@@ -74,6 +74,7 @@ class ASDNet(ConsistencyMethod):
         self.critic_image = options.critic_image
         by_default = round(SEMI_START_FRACTION * options.max_iterations)
         self.semi_start = by_default if options.semi_start is None else options.semi_start
+        self._ramp_start = self.semi_start
         self._ramp["length"] = min(options.ramp_iterations, options.max_iterations - self.semi_start)
         self._segmented: Tensor | None = None  # handed from S's turn to D's
 

@@ -113,19 +113,28 @@ class Method(nn.Module):
         """Foreground probability of a patch, {name: (B, 1, W, H, D) float32}; only the `outputs` asked for."""
         raise NotImplementedError
 
+    def courses(self) -> list[str]:
+        """What changes over a training beside the rate, in words, for its log."""
+        return []
+
     def signed_maps(self, image: Tensor) -> dict[str, Tensor]:
         """Signed distance maps of a patch, {name: (B, 1, W, H, D)}, for pictures; empty for most methods."""
         return {}
 
 
 class ConsistencyMethod(Method):
-    """A method with one consistency weight: lambda(t) = --consistency x Gaussian ramp over --consistency_rampup."""
+    """A method with one consistency weight: lambda(t) = --consistency x Gaussian ramp over its first iterations."""
 
     def __init__(self, options: Namespace):
         super().__init__(options)
         self._consistency = options.consistency
         stairs = options.consistency_rampup or STAIRS  # by hand: one per unit of the public codes
+        self._ramp_start = 0  # for the log: a method that starts later asks for the weight of an earlier iteration
         self._ramp = {"length": options.ramp_iterations, "shape": options.ramp, "stairs": stairs}
+
+    def courses(self) -> list[str]:
+        start = f" from iteration {self._ramp_start} on" if self._ramp_start else ""
+        return [f"consistency rising to {self._consistency:g} over {self._ramp['length']:g}{start}"]
 
     def consistency_weight(self, iteration: int) -> float:
         """lambda(t), t counted from 0."""

@@ -62,7 +62,8 @@ class DoubleUncertainty(MeanTeacherMethod):
         super().__init__(options)
         if any(length % STRIDE for length in options.patch_size):
             raise InputError(
-                f"--patch_size {options.patch_size} must be multiples of {STRIDE} for this method's features"
+                f"--patch_size {' '.join(map(str, options.patch_size))} must be multiples of {STRIDE} for the features "
+                "of this method"
             )
         self.passes, self.level = options.mc_passes, options.feat_level
         self.by_variance = {SEG: options.seg_unc == "variance", FEAT: options.feat_unc == "variance"}

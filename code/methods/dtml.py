@@ -31,7 +31,8 @@ class DTML(ConsistencyMethod):
     defaults = {"consistency": 1.0}
     presets = {
         "cpu": {"sdm_k": 100.0, "sdm_k_start": 10.0, "mask_loss": "dice+ce"},  # docs/results/cpu_preset.md
-        "demo": {"sdm_k_start": 10.0},
+        # docs/results/phantom.md
+        "demo": {"sdm_k": 100.0, "sdm_k_start": 10.0, "mask_loss": "dice+ce", "labeled_bs": 3, "rampup_share": 0.375},
     }
 
     @staticmethod
@@ -96,6 +97,11 @@ class DTML(ConsistencyMethod):
             terms["consistency"] = self.con_scale * self.consistency_weight(iteration) * disagreement
             self.monitor["disagreement"] = disagreement.detach()
         return terms
+
+    def courses(self) -> list[str]:
+        steeper = self.m_d is not None and self.k_start != self.k
+        exchange = super().courses() if self.m_s is not None and self.m_d is not None else []
+        return [*exchange, *([f"k from {self.k_start:g} to {self.k:g}"] if steeper else [])]
 
     def steepness(self, iteration: int) -> float:
         """k of the transform at an iteration."""

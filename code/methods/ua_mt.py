@@ -45,6 +45,10 @@ class UAMT(MeanTeacherMethod):
         self.passes, self.iterations = options.mc_passes, options.max_iterations
         self.scale = NORMALISERS[options.uamt_norm]
 
+    def courses(self) -> list[str]:
+        first, last = (uncertainty_threshold(iteration, self.iterations) for iteration in (0, self.iterations))
+        return [*super().courses(), f"uncertainty threshold from {first:.3f} to {last:.3f}"]
+
     def training_step(self, batch: Batch, iteration: int) -> Terms:
         logits = self.student(batch.image)["softmax"]  # (B, 2, W, H, D)
         seen = self.teacher.sees(batch)

@@ -155,7 +155,10 @@ def add_consistency_options(parser: ArgumentParser) -> None:
         "--consistency_rampup",
         type=float,
         help=f"length of the Gaussian ramp-up in units of {RAMP_UNIT} iterations, as in the public codes "
-        "(default: the whole training; the paper's 40 are its 6000 iterations)",
+        "(default: --rampup_share; the paper's 40 are its 6000 iterations)",
+    )
+    group.add_argument(
+        "--rampup_share", type=float, default=1.0, help="length of the ramp-up as a share of the training, at most 1"
     )
     group.add_argument(
         "--ramp",

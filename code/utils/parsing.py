@@ -10,6 +10,7 @@ from typing import Any
 
 from networks.vnet import GROUPS, MIN_PATCH
 from utils import options as flags
+from utils.device import MIN_BF16_PATCH
 from utils.errors import InputError
 from utils.presets import COMPAT, PRESETS
 from utils.schedules import RAMP_UNIT
@@ -26,12 +27,12 @@ AT_LEAST = {  # the smallest value of a flag that makes sense; flags of single m
     ),
     **dict.fromkeys(
         "unlabelnum num_workers warmup image_every val_cases seed weight_decay consistency consistency_rampup "
-        "aug_zoom aug_rotate aug_intensity sdm_k_start con_scale sdm_weight adv_weight att_beta unc_weight seg_weight "
-        "feat_weight score_workers".split(),
+        "rampup_share aug_zoom aug_rotate aug_intensity sdm_k_start con_scale sdm_weight adv_weight att_beta "
+        "unc_weight seg_weight feat_weight score_workers".split(),
         0,
     ),
 }
-AT_MOST = {"seed": 2**63 - 1}  # what PyTorch takes
+AT_MOST = {"seed": 2**63 - 1, "rampup_share": 1}  # a seed: what PyTorch takes
 POSITIVE = {"scale", "base_lr", "lr_gamma", "sdm_k", "critic_lr"}
 SHARES = {"dropout", "momentum"}
 
@@ -61,14 +62,16 @@ def resolve(options: Namespace, uses_unlabeled: bool) -> Namespace:
     _require(options, "labeled_bs", 1 <= options.labeled_bs <= options.batch_size, "must be in [1, --batch_size]")
     if options.recompute and options.norm != "batch":
         raise InputError(f"--recompute computes batch norms again, not --norm {options.norm}; drop one of the two")
+    if options.window == "patch":
+        refuse_gaps(options.patch_size, (options.stride_xy, options.stride_xy, options.stride_z))
     fractions = {"lr_step": LR_STEP_FRACTION, "save_every": SAVE_FRACTION}
     for name, fraction in fractions.items():
         if getattr(options, name) is None:
             setattr(options, name, max(1, round(fraction * options.max_iterations)))
     options.val_every = options.val_every or options.save_every
     if hasattr(options, "consistency_rampup"):
-        units = options.consistency_rampup
-        options.ramp_iterations = options.max_iterations if units is None else units * RAMP_UNIT
+        units, share = options.consistency_rampup, round(options.rampup_share * options.max_iterations)
+        options.ramp_iterations = share if units is None else units * RAMP_UNIT
     return options
 
 
@@ -90,6 +93,14 @@ def require_values(options: Namespace) -> None:
         sizes = " ".join(map(str, options.patch_size))
         if min(options.patch_size) < MIN_PATCH:
             raise InputError(f"--patch_size {sizes} must be at least {MIN_PATCH} along every axis")
+
+
+def refuse_gaps(patch: Sequence[int], stride: Sequence[int]) -> None:
+    """Windows that do not reach each other are bad input; sizes in voxels along each axis."""
+    if any(step > length for step, length in zip(stride, patch, strict=True)):
+        raise InputError(
+            f"windows of {tuple(patch)} voxels in steps of {tuple(stride)} leave gaps; lower --stride_xy or --stride_z"
+        )
 
 
 def _require(options: Namespace, name: str, holds: bool, rule: str) -> None:
@@ -136,6 +147,13 @@ def parse_in_two_strides(
     by_hand = given_by_hand(parser, argv) | ({"method"} if method else set())
     if "labeled_bs" not in by_hand and ("batch_size" in by_hand or options.unlabelnum == 0):
         options.labeled_bs = None  # a preset's own is a part of the preset's batch
+    if "amp" not in by_hand and min(options.patch_size) < MIN_BF16_PATCH:
+        options.amp = "off"  # a preset's own is for the preset's patch
+    if "unlabelnum" in by_hand and options.unlabelnum and not cls.uses_unlabeled:
+        raise InputError(
+            f"--unlabelnum {options.unlabelnum} asks for unlabeled cases, and --method {key} uses none; "
+            "drop it or choose another --method"
+        )
     return resolve(options, cls.uses_unlabeled), by_hand
 
 

@@ -18,7 +18,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "patch_size": [64, 64, 48],
         "n_filters": 8,
         "dropout": 0.0,
-        "max_iterations": 3000,
+        "max_iterations": 6000,
         "base_lr": 0.03,
         "lr_schedule": "cosine",
         "aug_zoom": 0.2,

@@ -31,6 +31,7 @@ FREE_ON_RESUME = frozenset(
     "root_path device gpu amp compile recompute num_workers cache window_batch save_every keep_checkpoints log_every "
     "log_gradients image_every val_every".split()
 )
+OF_A_RUN = {"method", "patch_size"}  # what the options of every run have
 OF_THE_COMMAND = ("exp", "model_path", "resume", "overwrite")  # a run does not hand these on to its continuation
 
 
@@ -185,7 +186,8 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         ) from None
     except Exception as error:
         raise InputError(f"{path} is not a readable checkpoint ({type(error).__name__}); see --exp") from error
-    if not isinstance(state, dict) or not {"networks", "options"} <= state.keys():
+    options = state.get("options") if isinstance(state, dict) else None
+    if not isinstance(options, dict) or not OF_A_RUN <= options.keys() or not {"networks", "iteration"} <= state.keys():
         raise InputError(f"{path} is not a checkpoint of this project; published weights go to --pretrained")
     return state
 

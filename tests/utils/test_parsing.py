@@ -102,6 +102,17 @@ def test_schedule_lengths_given_by_hand_stay():
     assert options.ramp_iterations == 2 * 150  # the public codes count in units of 150 iterations
     assert parse("--consistency_rampup", "40").ramp_iterations == PAPER_ITERATIONS
     assert parse("--consistency_rampup", "0").ramp_iterations == 0
+    share = ("--max_iterations", "400", "--rampup_share", "0.375")
+    assert parse(*share).ramp_iterations == 150
+    assert parse(*share, "--consistency_rampup", "2").ramp_iterations == 300
+
+
+def test_a_presets_precision_is_for_the_presets_patch(monkeypatch):
+    monkeypatch.setitem(PRESETS["cpu"], "amp", "bf16")
+    small = ("--preset", "cpu", "--patch_size", "32", "64", "48")
+    assert parse("--preset", "cpu").amp == "bf16"
+    assert parse(*small).amp == "off"
+    assert parse(*small, "--amp", "bf16").amp == "bf16"  # by hand, and then refused on a CPU
 
 
 @pytest.mark.parametrize(
@@ -135,6 +146,9 @@ def test_a_presets_labeled_part_is_of_the_presets_batch(monkeypatch, argv, label
         ("--n_filters 0", "--n_filters"),
         ("--norm group --n_filters 12", "--n_filters 12 must be a multiple of 8"),
         ("--recompute --norm instance", "--recompute computes batch norms again, not --norm instance"),
+        ("--method supervised --unlabelnum 3", "--unlabelnum 3 asks for unlabeled cases, and --method supervised uses"),
+        ("--stride_xy 49 --patch_size 48 64 48", "leave gaps; lower --stride_xy or --stride_z"),
+        ("--stride_z 33 --patch_size 48 48 32", "leave gaps"),
         ("--labelnum 0", "--labelnum"),
         ("--labelnum -1", "--labelnum -1"),
         ("--unlabelnum -1", "--unlabelnum"),
@@ -150,6 +164,8 @@ def test_a_presets_labeled_part_is_of_the_presets_batch(monkeypatch, argv, label
         ("--warmup -1", "--warmup"),
         ("--consistency -1", "--consistency"),
         ("--consistency_rampup -1", "--consistency_rampup"),
+        ("--rampup_share -1", "--rampup_share"),
+        ("--rampup_share 1.5", "--rampup_share 1.5 must be at most 1"),
         ("--save_every 0", "--save_every"),
         ("--log_every 0", "--log_every"),
         ("--image_every -1", "--image_every"),

@@ -26,9 +26,10 @@ def old_run(tmp_path) -> Path:
     """The folder of a run `a` with one checkpoint."""
     folder = tmp_path / "a"
     folder.mkdir()
-    stored = {"seed": 1, "method": "dtml", "device": "cuda", "gpu": 1, "save_every": 7, "overwrite": True}
+    machine = {"device": "cuda", "gpu": 1, "save_every": 7, "overwrite": True}
+    stored = {"seed": 1, "method": "dtml", "patch_size": [32, 32, 32], **machine}
     runs.write_json(folder / runs.OPTIONS, stored)
-    runs.save_checkpoint(folder / runs.LAST, {"networks": {}, "options": stored})
+    runs.save_checkpoint(folder / runs.LAST, {"networks": {}, "options": stored, "iteration": 1})
     return folder
 
 
@@ -133,11 +134,12 @@ def test_contradicting_the_run_is_an_error_that_names_the_flag(old_run, tmp_path
 
 
 def test_a_number_that_the_list_overruled_may_be_typed_again(old_run, tmp_path):
-    stored = {"labelnum": 8, "labeled_list": None}
-    runs.save_checkpoint(old_run / runs.LAST, {"networks": {}, "options": stored})
+    state = runs.load_checkpoint(old_run / runs.LAST)
+    stored = state["options"] | {"labelnum": 8, "labeled_list": None}
+    runs.save_checkpoint(old_run / runs.LAST, state | {"options": stored})
     with pytest.raises(InputError, match="--labelnum 16"):
         resumed(tmp_path, labelnum=16)
-    runs.save_checkpoint(old_run / runs.LAST, {"networks": {}, "options": stored | {"labeled_list": "eight.list"}})
+    runs.save_checkpoint(old_run / runs.LAST, state | {"options": stored | {"labeled_list": "eight.list"}})
     assert resumed(tmp_path, labelnum=16).labelnum == 8
 
 
@@ -205,8 +207,9 @@ def test_json_is_strict(tmp_path):
 
 
 def checkpoint(value: float = 1.0) -> dict:
-    options = {"patch_size": [32, 32, 32], "head": None}
-    return {"networks": {"w": torch.full((50_000,), value)}, "options": options, "rng": runs.rng_state()}
+    options = {"method": "dtml", "patch_size": [32, 32, 32], "head": None}
+    weights = {"w": torch.full((50_000,), value)}
+    return {"networks": weights, "options": options, "iteration": 1, "rng": runs.rng_state()}
 
 
 def test_a_checkpoint_is_plain_data(tmp_path):
@@ -254,7 +257,8 @@ def test_what_is_no_checkpoint_of_this_project_is_bad_input(tmp_path):
         path.write_bytes(content)
         with pytest.raises(InputError, match=f"{path} is not a readable checkpoint"):
             runs.load_checkpoint(path)
-    for content in ({"block_one.conv.0.weight": torch.ones(1)}, [1]):
+    empty = {"networks": {}, "options": {}, "iteration": 0}
+    for content in ({"block_one.conv.0.weight": torch.ones(1)}, [1], empty, {**checkpoint(), "options": None}):
         torch.save(content, path)
         with pytest.raises(InputError, match="published weights go to --pretrained"):
             runs.load_checkpoint(path)

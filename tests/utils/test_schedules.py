@@ -73,7 +73,8 @@ def test_first_iteration_with_the_lower_rate():
 
 
 def test_schedules_scale_with_the_length_of_the_training(tiny_options):
-    paper, short = (tiny_options("dtml", "--max_iterations", str(n), "--lr_schedule", "steps") for n in (6000, 1200))
+    whole = ("--lr_schedule", "steps", "--rampup_share", "1")
+    paper, short = (tiny_options("dtml", "--max_iterations", str(n), *whole) for n in (6000, 1200))
     assert (paper.lr_step, paper.save_every, paper.ramp_iterations) == (2500, 1000, 6000)
     assert (short.lr_step, short.save_every, short.ramp_iterations) == (500, 200, 1200)
     for i in range(1200):
