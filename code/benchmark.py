@@ -1,8 +1,9 @@
 """What a training step, a scan, a batch and a metric cost here, beside what a user would otherwise run.
 
 Both sides run in turns in one process (A B A B ...), on the same data, weights and threads, on the first GPU if there
-is one; the ratio is the median of the ratios of neighbouring runs, the spread their quartiles. Before anything is timed
-both sides must agree. With --windows, instead, a trained run on its scans: what strides and blend give and cost.
+is one; the ratio is the median of the ratios of neighbouring runs, the spread their quartiles. Before steps, scans,
+maps and metrics are timed, both sides must agree in float32; rows in bf16 and with other windows compute something else.
+With --windows, instead, a trained run on its scans: what strides and blend give and cost.
 """
 
 import sys
@@ -25,6 +26,7 @@ from benchmarks.timing import LA_SHAPE, Row, bench_device
 from benchmarks.windows import compare_windows, window_table
 from utils import options as flags
 from utils import runs
+from utils.device import set_determinism
 from utils.errors import InputError, run_script
 
 CPU_SIZE, PAPER_SIZE, RECOMPUTE = ("--preset", "cpu"), (), "--recompute"
@@ -46,7 +48,7 @@ ROWS: dict[str, tuple[float, Callable[[], Row]]] = {  # target, measurement
     "scan, cpu preset, paper's strides, float32": (3.0, lambda: time_inference(CPU_SIZE, SMALL, "off", "paper", 3)),
     "scan, cpu preset, paper's strides, bf16": (3.0, lambda: time_inference(CPU_SIZE, SMALL, "bf16", "paper", 3)),
     "scan, cpu preset, fast, bf16": (25.0, lambda: time_inference(CPU_SIZE, SMALL, "bf16", "fast", 3)),
-    "batch from files": (20.0, lambda: time_batch(15)),
+    "batch, cases in memory": (20.0, lambda: time_batch(15)),
     "wait for a batch, cpu preset": (1.0, lambda: time_wait(CPU_SIZE)),
     "start, 80 cases, cpu preset": (1.0, lambda: time_start(CPU_SIZE, 3)),
     "start, 80 cases, paper's size": (1.0, lambda: time_start(PAPER_SIZE, 3)),
@@ -107,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse_options(argv)
     if options.threads:
         torch.set_num_threads(options.threads)
+    set_determinism(False)  # as a training has it: cuDNN picks its fastest kernels
     print(f"{bench_device()}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
     if options.profile:
         print(profile_of_step(CPU_SIZE, "bf16"))

@@ -29,7 +29,7 @@ from utils.distributed import ALONE, PeerLost, Ranks, joined
 from utils.errors import InputError, run_script
 from utils.journal import Journal, Silence
 from utils.options import repository_path
-from utils.parsing import parse_in_two_strides
+from utils.parsing import parse_in_two_strides, refuse_recomputing
 
 SIGNAL_EXIT = 128  # exit status of a run that a signal stopped: 128 + its number, as shells count
 LESS_MEMORY = "lower --batch_size, --patch_size or --n_filters, or give --amp bf16 or --recompute"
@@ -40,7 +40,9 @@ def parse_options(argv: Sequence[str] | None = None, method: str | None = None) 
     others = "train.py trains other methods." if method else "Flags of another method: --method NAME --help."
     options, by_hand = parse_in_two_strides(argv, f"{__doc__}{others}", METHODS, method)
     options.exp = options.exp or runs.default_exp(options)
-    return runs.resumed_options(options, by_hand)
+    options = runs.resumed_options(options, by_hand)
+    refuse_recomputing(options)
+    return options
 
 
 def settle(options: Namespace) -> Split:

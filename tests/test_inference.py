@@ -212,7 +212,9 @@ def test_sums_are_kept_on_the_host_where_a_gpu_has_no_room(monkeypatch):
     """Four floats per voxel and as much again for the network; without a GPU, what it has free is made up."""
     gpu, room = torch.device("cuda", 0), 2 * 4 * (3 + 1) * 20 * 20 * 20
     for free, expected in ((room, gpu), (room - 1, CPU)):
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10**12))
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free - 7, 10**12))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 10)  # 7 of them free
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 3)
         assert device_with_room(gpu, room // 2) == expected
     assert device_with_room(CPU, 10**15) == CPU
     asked = []

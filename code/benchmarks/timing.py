@@ -36,9 +36,17 @@ def compared(pairs: Sequence[Sequence[float]]) -> Row:
 
 
 def _seconds(side: Callable[[], object]) -> float:
+    """Of a call, and of what it has left to the GPU."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else _nothing
+    wait()
     start = time.perf_counter()
     side()
+    wait()
     return time.perf_counter() - start
+
+
+def _nothing() -> None:
+    """On a CPU a call is done when it returns."""
 
 
 def bench_device() -> torch.device:

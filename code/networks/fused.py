@@ -10,7 +10,8 @@ its input; `recompute` keeps the inputs alone.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ def conv_norm_relu(conv: nn.Module, norm: nn.Module, *parts: Tensor, recompute: 
     if batch_norm and not norm.training and not torch.is_grad_enabled():
         weight, bias = _with_norm(conv, norm)
         return F.relu(convolve(x, weight, bias, stride=conv.stride, padding=conv.padding), inplace=True)
-    fused = x.device.type == "cpu" or recompute  # a compiler fuses and recomputes by itself
+    fused = x.device.type == "cpu" or recompute  # a compiler fuses by itself
     if not (batch_norm and norm.training and fused) or torch.compiler.is_compiling():
         return F.relu(norm(conv(x)), inplace=True)
     with _forgotten(x, parts):
@@ -81,39 +82,44 @@ class _BatchNormReLU(torch.autograd.Function):
         return grad_x, torch.zeros_like(grad_bias), grad_weight, grad_bias, *[None] * 5
 
 
-def _output(node) -> Tensor:
-    """Output of a `_BatchNormReLU` from its node of the graph, computed again where it was not kept."""
+def _output(node, keep: bool = False) -> Tensor:
+    """Output of a `_BatchNormReLU` from its node of the graph, computed again where it was not kept.
+
+    Args: keep, hold on to it until the backward pass of the node itself, which is to come next.
+    """
     x, weight, bias, mean, _, variance, out = node.saved_tensors
-    if out is not None:
-        return out
-    if node.again is None:
-        with torch.no_grad():
-            norm = (
-                _scaled(x, weight, bias, mean, variance, node.eps)
-                if _folds(x)
-                else _plain_norm(x, weight, bias, node.eps)[0]
-            )
-            node.again = norm.relu_()
-    return node.again
+    if out is not None or node.again is not None:
+        return node.again if out is None else out
+    with torch.no_grad():
+        if _folds(x):
+            norm = _scaled(x, weight, bias, mean, variance, node.eps)
+        else:
+            norm, *_ = _plain_norm(x, weight, bias, node.eps)
+        out = norm.relu_()
+    node.again = out if keep else None
+    return out
 
 
-@contextlib.contextmanager
-def _forgotten(x: Tensor, parts: Sequence[Tensor]) -> Iterator[None]:
+def _forgotten(x: Tensor, parts: Sequence[Tensor]) -> AbstractContextManager:
     """Within it, x, the sum of the parts, is not kept for the backward pass where all parts can be computed again."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return contextlib.nullcontext()
     nodes = [part.grad_fn for part in parts]
-    address = x.data_ptr()  # the graph holds the functions below, so they must not hold x
     if not all(getattr(node, "recompute", False) for node in nodes):
-        yield
-        return
+        return contextlib.nullcontext()
+    address = x.data_ptr()  # the graph holds the functions below, so they must not hold x
 
     def pack(kept: Tensor) -> Tensor | tuple[torch.Size, tuple[int, ...]]:
         return (kept.size(), kept.stride()) if kept.data_ptr() == address else kept  # x or another view of it
 
     def unpack(kept: Tensor | tuple[torch.Size, tuple[int, ...]]) -> Tensor:
-        return kept if isinstance(kept, Tensor) else sum(map(_output, nodes[1:]), _output(nodes[0])).as_strided(*kept)
+        if isinstance(kept, Tensor):
+            return kept
+        # An output that a sum needs would lie about until its own node is reached, far below: it is made twice.
+        outputs = [_output(node, keep=len(nodes) == 1) for node in nodes]
+        return sum(outputs[1:], outputs[0]).as_strided(*kept)
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        yield
+    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
 
 
 def _plain_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
@@ -131,7 +137,7 @@ def _plain_norm_backward(grad, x, weight, mean, inverse_sd, eps) -> tuple[Tensor
 def _folds(x: Tensor) -> bool:
     """Whether voxels can stand side by side until they fill the lanes."""
     channels = x.shape[1]
-    few = channels < FOLD_BELOW and LANES % channels == 0 and x.numel() % LANES == 0
+    few = x.device.type == "cpu" and channels < FOLD_BELOW and LANES % channels == 0 and x.numel() % LANES == 0
     return few and x.is_contiguous(memory_format=torch.channels_last_3d)
 
 

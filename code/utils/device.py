@@ -95,7 +95,10 @@ def place(method: nn.Module, device: torch.device, options: Namespace, ranks: Ra
         torch.cuda.set_device(device)  # where NCCL looks for it
     if syncs_batch_norm(options, device, ranks):
         if options.recompute:
-            raise InputError("--recompute computes the batch norms of one process again; add --no-sync_bn")
+            raise InputError(
+                "--recompute computes the batch norms of one process again, not of all; "
+                "give --no-recompute, or for a new run --no-sync_bn"
+            )
         method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
     method.to(device=device, memory_format=memory_format(device, options.amp))
     if options.compile:
@@ -127,9 +130,10 @@ def enough_memory(device: torch.device, mend: str) -> Iterator[None]:
 
 def device_with_room(device: torch.device, needed: int) -> torch.device:
     """The device; the CPU for a GPU that has not twice as many bytes free, since the network needs room, too."""
-    if device.type == "cuda" and 2 * needed > torch.cuda.mem_get_info(device)[0]:
-        return torch.device("cpu")
-    return device
+    if device.type != "cuda":
+        return device
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # held by PyTorch, but free
+    return device if 2 * needed <= torch.cuda.mem_get_info(device)[0] + cached else torch.device("cpu")
 
 
 def keep_memory() -> None:

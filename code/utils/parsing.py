@@ -60,8 +60,6 @@ def resolve(options: Namespace, uses_unlabeled: bool) -> Namespace:
         whole = options.unlabelnum == 0 or options.batch_size == 1
         options.labeled_bs = options.batch_size if whole else options.batch_size // 2
     _require(options, "labeled_bs", 1 <= options.labeled_bs <= options.batch_size, "must be in [1, --batch_size]")
-    if options.recompute and options.norm != "batch":
-        raise InputError(f"--recompute computes batch norms again, not --norm {options.norm}; drop one of the two")
     if options.window == "patch":
         refuse_gaps(options.patch_size, (options.stride_xy, options.stride_xy, options.stride_z))
     fractions = {"lr_step": LR_STEP_FRACTION, "save_every": SAVE_FRACTION}
@@ -101,6 +99,14 @@ def refuse_gaps(patch: Sequence[int], stride: Sequence[int]) -> None:
         raise InputError(
             f"windows of {tuple(patch)} voxels in steps of {tuple(stride)} leave gaps; lower --stride_xy or --stride_z"
         )
+
+
+def refuse_recomputing(options: Namespace) -> None:
+    """--recompute with what it cannot be combined with is bad input; options, those of a resumed run included."""
+    if options.recompute and options.norm != "batch":
+        raise InputError(f"--recompute computes batch norms again, not --norm {options.norm}; give --no-recompute")
+    if options.recompute and options.compile:
+        raise InputError("--recompute has no effect on compiled networks; give --no-recompute or drop --compile")
 
 
 def _require(options: Namespace, name: str, holds: bool, rule: str) -> None:

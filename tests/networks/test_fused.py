@@ -159,3 +159,12 @@ def test_recomputing_lets_go_of_everything_in_the_backward_pass():
             nodes += [following for following, _ in node.next_functions]
     kept = [node.again for node in seen if getattr(node, "recompute", False)]
     assert len(kept) > 20 and all(again is None for again in kept)
+
+
+@pytest.mark.parametrize("layout", [CHANNELS_LAST, torch.contiguous_format])
+def test_a_training_network_is_one_graph_to_the_compiler(layout):
+    """A break in it would leave layers out of what is compiled."""
+    network = VNet(("seg", "sdm"), n_filters=2, dropout=0.5).to(memory_format=layout)
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    sum(output.sum() for output in compiled(torch.randn(1, 1, 32, 32, 32)).values()).backward()
+    assert network.encoder[0][0].weight.grad is not None

@@ -131,7 +131,7 @@ def test_statistics_of_other_processes_are_not_recomputed(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     options = asked()
     options.sync_bn = options.recompute = True
-    with pytest.raises(InputError, match="--recompute .* add --no-sync_bn"):
+    with pytest.raises(InputError, match="--recompute .* --no-recompute, or .* --no-sync_bn"):
         place(VNet(n_filters=2), torch.device("cuda", 0), options, Ranks(0, 2, 0, 2))
 
 

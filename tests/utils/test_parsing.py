@@ -146,6 +146,7 @@ def test_a_presets_labeled_part_is_of_the_presets_batch(monkeypatch, argv, label
         ("--n_filters 0", "--n_filters"),
         ("--norm group --n_filters 12", "--n_filters 12 must be a multiple of 8"),
         ("--recompute --norm instance", "--recompute computes batch norms again, not --norm instance"),
+        ("--recompute --compile", "--recompute has no effect on compiled networks"),
         ("--method supervised --unlabelnum 3", "--unlabelnum 3 asks for unlabeled cases, and --method supervised uses"),
         ("--stride_xy 49 --patch_size 48 64 48", "leave gaps; lower --stride_xy or --stride_z"),
         ("--stride_z 33 --patch_size 48 48 32", "leave gaps"),
