@@ -2,8 +2,8 @@
 
 Both sides run in turns in one process (A B A B ...), on the same data, weights and threads, on the first GPU if there
 is one; the ratio is the median of the ratios of neighbouring runs, the spread their quartiles. Before steps, scans,
-maps and metrics are timed, both sides must agree in float32; rows in bf16 and with other windows compute something else.
-With --windows, instead, a trained run on its scans: what strides and blend give and cost.
+maps and metrics are timed, both sides must agree in float32; rows in bf16 and with other windows compute something
+else. With --windows, instead, a trained run on its scans: what strides and blend give and cost.
 """
 
 import sys

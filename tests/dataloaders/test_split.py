@@ -81,9 +81,15 @@ def test_batches_without_a_place_for_unlabeled_cases_have_none(options):
     assert training_split(options(labeled_bs=4, unlabelnum=0, labelnum=10)).labeled == CASES
 
 
-@pytest.mark.parametrize("changes", [{"labelnum": 10}, {"unlabelnum": 0}])
-def test_places_without_unlabeled_cases_are_an_error(options, changes):
-    with pytest.raises(InputError, match="--labeled_bs 2 need unlabeled cases.*train.list"):
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"labelnum": 10}, "beside 10 labeled ones .*train.list gives none; lower --labelnum or raise --labeled_bs to 4"),
+        ({"unlabelnum": 0}, "this run uses none; raise --labeled_bs to 4"),
+    ],
+)
+def test_places_without_unlabeled_cases_are_an_error(options, changes, why):
+    with pytest.raises(InputError, match=f"--labeled_bs 2 need unlabeled cases, but {why}"):
         training_split(options(**changes))
 
 
