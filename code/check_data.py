@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     test, test_faults = scan_list(test_list, "--test_list")
     labeled, label_faults = labeled_cases(options, train)
     faults += [*test_faults, *split_faults(train, test), *label_faults]
-    labeled |= {*test}
+    labeled.update(test)
     cases = list(dict.fromkeys(train + test))
     sound = []
     for case in tqdm(cases, desc="cases", disable=None):  # None: a bar on a terminal only

@@ -19,10 +19,11 @@ from dataloaders.preprocess import Placement, Preprocessing
 from dataloaders.region import Box
 from dataloaders.scans import Scan, orientation_of
 from engine import reported_output, trained_method
-from inference import predict_volume, window_shape, window_starts, window_stride
+from inference import predict_volume, window_shape, window_starts
 from methods.base import Method
 from networks.vnet import MIN_PATCH
 from utils.errors import InputError
+from utils.parsing import window_stride
 
 PROB, SDM = "prob", "sdm"
 OUTSIDE = {PROB: 0.0, SDM: 1.0}  # what a map is outside the region of interest

@@ -16,7 +16,7 @@ from methods.base import Method
 from utils.device import device_with_room, memory_format, precision
 from utils.metrics import evaluate
 from utils.options import repository_path
-from utils.parsing import refuse_gaps
+from utils.parsing import refuse_gaps, window_stride
 
 Predict = Callable[[Tensor], dict[str, Tensor]]
 THRESHOLD = 0.5
@@ -49,11 +49,6 @@ def window_shape(options: Namespace, shape: Sequence[int]) -> tuple[int, ...]:
     """
     whole = options.window == "whole"
     return tuple(np.maximum(shape, options.patch_size).tolist()) if whole else tuple(options.patch_size)
-
-
-def window_stride(options: Namespace) -> tuple[int, int, int]:
-    """Steps of the window along W, H, D."""
-    return options.stride_xy, options.stride_xy, options.stride_z
 
 
 @torch.no_grad()

@@ -37,16 +37,16 @@ def compared(pairs: Sequence[Sequence[float]]) -> Row:
 
 def _seconds(side: Callable[[], object]) -> float:
     """Of a call, and of what it has left to the GPU."""
-    wait = torch.cuda.synchronize if torch.cuda.is_available() else _nothing
-    wait()
+    _wait_for_gpu()
     start = time.perf_counter()
     side()
-    wait()
+    _wait_for_gpu()
     return time.perf_counter() - start
 
 
-def _nothing() -> None:
-    """On a CPU a call is done when it returns."""
+def _wait_for_gpu() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def bench_device() -> torch.device:

@@ -59,11 +59,11 @@ def _unlabeled(options: Namespace, cases: list[str], labeled: list[str], path: P
     if not 0 <= wanted <= len(rest):
         raise InputError(f"--unlabelnum {wanted} must be in [0, {len(rest)}], the cases of {path} that are not labeled")
     if not wanted:
-        reason = f"beside {len(labeled)} labeled ones {path} gives none" if not rest else "this run uses none"
-        mend = "lower --labelnum or " if not rest else ""
+        none_left = f"beside {len(labeled)} labeled ones {path} gives none; lower --labelnum or"
+        why = "this run uses none;" if rest else none_left
         raise InputError(
             f"batches of --batch_size {options.batch_size} and --labeled_bs {options.labeled_bs} need unlabeled cases, "
-            f"but {reason}; {mend}raise --labeled_bs to {options.batch_size}"
+            f"but {why} raise --labeled_bs to {options.batch_size}"
         )
     return rest[:wanted]
 

@@ -98,7 +98,7 @@ class ASDNet(ConsistencyMethod):
         trusted = confidence[labeled:].detach().sigmoid() > self.gamma  # a choice of voxels, without a gradient
         if iteration >= self.semi_start:
             semi = self._semi_loss(foreground_logits(logits[labeled:]), trusted.float())
-            terms["semi"] = self.consistency_weight(iteration - self.semi_start) * semi
+            terms["semi"] = self.consistency_weight(iteration) * semi
         self.monitor["trusted_voxels"] = trusted.float().mean()
         self._segmented = prob[:labeled].detach()
         return terms

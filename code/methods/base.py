@@ -129,7 +129,7 @@ class ConsistencyMethod(Method):
         super().__init__(options)
         self._consistency = options.consistency
         stairs = options.consistency_rampup or STAIRS  # by hand: one per unit of the public codes
-        self._ramp_start = 0  # for the log: a method that starts later asks for the weight of an earlier iteration
+        self._ramp_start = 0  # iteration; a method whose term sets in later moves it
         self._ramp = {"length": options.ramp_iterations, "shape": options.ramp, "stairs": stairs}
 
     def courses(self) -> list[str]:
@@ -138,7 +138,7 @@ class ConsistencyMethod(Method):
 
     def consistency_weight(self, iteration: int) -> float:
         """lambda(t), t counted from 0."""
-        weight = self._consistency * rampup(iteration, **self._ramp)
+        weight = self._consistency * rampup(iteration - self._ramp_start, **self._ramp)
         self.monitor["consistency_weight"] = weight
         return weight
 

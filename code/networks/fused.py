@@ -88,21 +88,21 @@ def _output(node, keep: bool = False) -> Tensor:
     Args: keep, hold on to it until the backward pass of the node itself, which is to come next.
     """
     x, weight, bias, mean, _, variance, out = node.saved_tensors
-    if out is not None or node.again is not None:
-        return node.again if out is None else out
-    with torch.no_grad():
-        if _folds(x):
-            norm = _scaled(x, weight, bias, mean, variance, node.eps)
-        else:
-            norm, *_ = _plain_norm(x, weight, bias, node.eps)
-        out = norm.relu_()
-    node.again = out if keep else None
+    out = node.again if out is None else out
+    if out is None:
+        with torch.no_grad():
+            if _folds(x):
+                norm = _scaled(x, weight, bias, mean, variance, node.eps)
+            else:
+                norm, *_ = _plain_norm(x, weight, bias, node.eps)
+            out = norm.relu_()
+        node.again = out if keep else None
     return out
 
 
 def _forgotten(x: Tensor, parts: Sequence[Tensor]) -> AbstractContextManager:
     """Within it, x, the sum of the parts, is not kept for the backward pass where all parts can be computed again."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if torch.compiler.is_compiling():
         return contextlib.nullcontext()
     nodes = [part.grad_fn for part in parts]
     if not all(getattr(node, "recompute", False) for node in nodes):

@@ -61,7 +61,7 @@ def resolve(options: Namespace, uses_unlabeled: bool) -> Namespace:
         options.labeled_bs = options.batch_size if whole else options.batch_size // 2
     _require(options, "labeled_bs", 1 <= options.labeled_bs <= options.batch_size, "must be in [1, --batch_size]")
     if options.window == "patch":
-        refuse_gaps(options.patch_size, (options.stride_xy, options.stride_xy, options.stride_z))
+        refuse_gaps(options.patch_size, window_stride(options))
     fractions = {"lr_step": LR_STEP_FRACTION, "save_every": SAVE_FRACTION}
     for name, fraction in fractions.items():
         if getattr(options, name) is None:
@@ -91,6 +91,11 @@ def require_values(options: Namespace) -> None:
         sizes = " ".join(map(str, options.patch_size))
         if min(options.patch_size) < MIN_PATCH:
             raise InputError(f"--patch_size {sizes} must be at least {MIN_PATCH} along every axis")
+
+
+def window_stride(options: Namespace) -> tuple[int, int, int]:
+    """Steps of the window along W, H, D."""
+    return options.stride_xy, options.stride_xy, options.stride_z
 
 
 def refuse_gaps(patch: Sequence[int], stride: Sequence[int]) -> None:
@@ -151,16 +156,21 @@ def parse_in_two_strides(
     options = parser.parse_args(argv)
     options.method = key
     by_hand = given_by_hand(parser, argv) | ({"method"} if method else set())
-    if "labeled_bs" not in by_hand and ("batch_size" in by_hand or options.unlabelnum == 0):
-        options.labeled_bs = None  # a preset's own is a part of the preset's batch
-    if "amp" not in by_hand and min(options.patch_size) < MIN_BF16_PATCH:
-        options.amp = "off"  # a preset's own is for the preset's patch
+    _fit_preset(options, by_hand)
     if "unlabelnum" in by_hand and options.unlabelnum and not cls.uses_unlabeled:
         raise InputError(
             f"--unlabelnum {options.unlabelnum} asks for unlabeled cases, and --method {key} uses none; "
             "drop it or choose another --method"
         )
     return resolve(options, cls.uses_unlabeled), by_hand
+
+
+def _fit_preset(options: Namespace, by_hand: set[str]) -> None:
+    """Give up what a preset chose for its own batch or patch where others were given by hand."""
+    if "labeled_bs" not in by_hand and ("batch_size" in by_hand or options.unlabelnum == 0):
+        options.labeled_bs = None
+    if "amp" not in by_hand and min(options.patch_size) < MIN_BF16_PATCH:
+        options.amp = "off"
 
 
 def given_by_hand(parser: ArgumentParser, argv: Sequence[str] | None) -> set[str]:

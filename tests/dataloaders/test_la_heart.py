@@ -190,7 +190,13 @@ def test_damaged_voxels(tmp_path):
 
 def test_missing_key_names_what_is_there(tmp_path, image, label):
     path = write_case(tmp_path, image)
-    the_fault(lambda: la_heart.read_label(tmp_path, CASE), path, "'label'", "image", "--labelnum")
+    the_fault(
+        lambda: la_heart.read_label(tmp_path, CASE),
+        path,
+        "'label'",
+        "image",
+        "(--train_list and --labelnum, --test_list)",
+    )
     write_case(tmp_path, None, label)
     the_fault(lambda: la_heart.read_image(tmp_path, CASE), path, "'image'", "label")
     with h5py.File(path, "w") as file:

@@ -84,7 +84,10 @@ def test_batches_without_a_place_for_unlabeled_cases_have_none(options):
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"labelnum": 10}, "beside 10 labeled ones .*train.list gives none; lower --labelnum or raise --labeled_bs"),
+        (
+            {"labelnum": 10},
+            "beside 10 labeled ones .*/train.list gives none; lower --labelnum or raise --labeled_bs to 4",
+        ),
         ({"unlabelnum": 0}, "this run uses none; raise --labeled_bs to 4"),
     ],
 )

@@ -10,8 +10,6 @@ from utils.losses import dice_ce_loss, dice_loss
 from utils.sdm import prob_from_sdm
 
 ITERATION = 150  # of 200: the consistency weight is well above 0
-
-
 PAPER = "--sdm_k_start 0 --sdm_k 20 --mask_loss dice --labeled_bs 2 --norm instance".split()  # but for its k
 
 
