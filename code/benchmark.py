@@ -24,9 +24,9 @@ from benchmarks.network import (
 )
 from benchmarks.timing import LA_SHAPE, Row, bench_device
 from benchmarks.windows import compare_windows, window_table
-from utils import options as flags
-from utils import runs
-from utils.device import set_determinism
+from options import flags
+from runtime.device import set_determinism
+from utils import files
 from utils.errors import InputError, run_script
 
 CPU_SIZE, PAPER_SIZE, RECOMPUTE = ("--preset", "cpu"), (), "--recompute"
@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         rows = measured(chosen_rows(options))
     if options.json:
-        runs.write_json(options.json, {"rows": rows})
+        files.write_json(options.json, {"rows": rows})
     return 0
 
 

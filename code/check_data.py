@@ -9,9 +9,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dataloaders.la_heart import find_faults, has_label, read_label, read_shape, read_spacing, scan_list
+from dataloaders.case_files import find_faults, has_label, read_label, read_shape, read_spacing, scan_list
+from options.flags import HelpFormatter, add_path_options, list_paths
 from utils.errors import run_script
-from utils.options import HelpFormatter, add_path_options, list_paths, repository_path
+from utils.files import repository_path
 
 
 def parse_options(argv: list[str] | None = None) -> argparse.Namespace:

@@ -11,19 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from dataloaders.batch import Batch, BatchStream, CaseStore, delivered, make_loader
+from dataloaders.batch import Batch, BatchStream, delivered, make_loader
 from dataloaders.split import Split
-from inference import dice_of_cases
-from methods import METHODS
-from methods.base import Method, Terms, Turn, method_of
-from utils import runs
-from utils.device import machine, memory_format, peak_memory_gib, place, precision
-from utils.distributed import ALONE, Ranks
+from dataloaders.store import CaseStore
+from inference.trained import load_networks
+from inference.windows import dice_of_cases
+from methods.base import Method, Terms, Turn
+from runtime import runs
+from runtime.device import machine, memory_format, peak_memory_gib, place, precision
+from runtime.distributed import ALONE, Ranks
+from runtime.journal import Journal
 from utils.errors import InputError
-from utils.journal import Journal
 from utils.schedules import learning_rate
 
 # Iterations that do not count for the printed step time, and those after which it is printed. A CPU has little to
@@ -201,7 +202,7 @@ class Engine:
 
     @torch.no_grad()
     def _picture(self, batch: Batch):
-        from reporting.figures import training_panel  # matplotlib takes a second to import
+        from evaluation.figures import training_panel  # matplotlib takes a second to import
 
         self.method.eval()
         image = batch.image[:1]
@@ -261,30 +262,6 @@ class Engine:
         self.iteration, self.seconds, self.best_val = state["iteration"], state["seconds"], state["best_val"]
         self.peak_memory = state.get("peak_memory_gib", 0.0)
         runs.restore_rng(state["rng"])
-
-
-def reported_output(method: Method, options: Namespace) -> str:
-    """The output that --head picks, by default the method's first."""
-    head = options.head or method.outputs[0]
-    if head not in method.outputs:
-        raise InputError(f"--head {head} is not among the outputs of {options.exp}: {', '.join(method.outputs)}")
-    return head
-
-
-def trained_method(options: Namespace, state: dict[str, Any], path: Path) -> Method:
-    """The method of a run with the weights of its checkpoint `state`, which was read from `path`."""
-    method = method_of(options.method, METHODS, options.exp).of_run(state["options"])
-    load_networks(method, state, path)
-    return method
-
-
-def load_networks(method: nn.Module, state: dict[str, Any], path: Path) -> None:
-    """Weights of a checkpoint; one of another method or width is an `InputError`."""
-    try:
-        method.load_state_dict(state["networks"])
-    except RuntimeError:
-        was = {key: state["options"].get(key) for key in ("method", "n_filters", "norm")}
-        raise InputError(f"{path} does not fit the networks of this run: it was trained with {was}") from None
 
 
 def _gradient_norms(terms: Terms, turn: Turn) -> dict[str, float]:

@@ -16,10 +16,11 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
-from dataloaders.la_heart import SPACING_KEY, case_path, write_case, write_list
+from dataloaders.case_files import SPACING_KEY, case_path, write_case, write_list
+from evaluation.metrics import largest_component
+from options.flags import LISTS, HelpFormatter
 from utils.errors import InputError, run_script
-from utils.metrics import largest_component
-from utils.options import LISTS, HelpFormatter, repository_path
+from utils.files import repository_path
 
 MANIFEST = "phantom.json"
 VERSION = 1  # of the recipe below: raise it with whatever changes an array

@@ -19,11 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataloaders import region
-from dataloaders.batch import available_memory
-from dataloaders.inputs import find_sources, read_source
-from dataloaders.scans import READABLE, write_scan
-from ensemble import (
+from dataloaders.store import available_memory
+from evaluation.metrics import largest_component
+from inference.ensemble import (
     PROB,
     SDM,
     SYMMETRIES,
@@ -36,16 +34,19 @@ from ensemble import (
     memory_bytes,
     predict_scan,
 )
-from inference import THRESHOLD
-from reporting.predictions import Predictions
-from reporting.progress import Progress, in_units
-from utils import options as flags
-from utils import runs
-from utils.device import pick_device, place
+from inference.onnx_export import OPSET, export_onnx
+from inference.predictions import Predictions
+from inference.progress import Progress, in_units
+from inference.sources import find_sources, read_source
+from inference.windows import THRESHOLD
+from options import flags
+from options.parsing import layer_defaults, of_training, require_values
+from runtime import runs
+from runtime.device import pick_device, place
+from scans import region
+from scans.files import READABLE, write_scan
+from utils import files
 from utils.errors import InputError, run_script
-from utils.metrics import largest_component
-from utils.onnx_export import OPSET, export_onnx
-from utils.parsing import layer_defaults, of_training, require_values
 
 ONE_FILE = {".nii": "nii.gz", ".mhd": "mha"}  # formats that are written in another way than they are read
 LESS_MEMORY = f"give --roi, or {flags.LESS_WINDOW}"
@@ -145,9 +146,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     region.require_roi(asked.roi)
     if not (asked.input and asked.output):
         raise InputError("give --input and --output, or --export FILE.onnx")
-    scans = find_sources(flags.repository_path(asked.input))
+    scans = find_sources(files.repository_path(asked.input))
     device = on_device(members)
-    folder = flags.repository_path(asked.output)
+    folder = files.repository_path(asked.output)
     predictions = Predictions(folder, settings(members, asked), asked.resume, asked.overwrite)
     outputs = {case: output_paths(folder, case, path, asked) for case, path in scans.items()}
     predictions.claim(scans.values(), [path for paths in outputs.values() for path in paths.values()])
@@ -266,12 +267,12 @@ def export(members: Sequence[Member], asked: Namespace) -> int:
     """Write the network of the reported output as ONNX."""
     if len(members) > 1:
         raise InputError("--export writes the network of one run; name one with --exp")
-    (member,), path = members, flags.repository_path(asked.export)
+    (member,), path = members, files.repository_path(asked.export)
     if path.suffix != ".onnx":
         raise InputError(f"--export {asked.export} must end in .onnx")
     if path.exists() and not asked.overwrite:
         raise InputError(f"{path} exists; give --overwrite or another --export")
-    with runs.writing(path.parent):
+    with files.writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {**member.settings(), "tta": asked.tta, "threshold": THRESHOLD, "notice": NOTICE}
     difference = export_onnx(member.predictor, member.options.patch_size, metadata, path)

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dataloaders.augment import Size
-from dataloaders.la_heart import DEST, read_list, write_list
-from dataloaders.prepare import Outcome, Recipe, Region, Source, prepare_folder, report
-from dataloaders.preprocess import Preprocessing
+from dataloaders.case_files import DEST, read_list, write_list
+from options.flags import LISTS, OFFICIAL, HelpFormatter
+from scans.prepare import Outcome, Recipe, Region, Source, prepare_folder, report
+from scans.preprocess import Preprocessing
 from utils.errors import InputError, run_script
-from utils.options import LISTS, OFFICIAL, HelpFormatter, repository_path
+from utils.files import repository_path
+from utils.resample import Size
 
 IMAGE, LABEL = "lgemri.nrrd", "laendo.nrrd"  # of the challenge
 ATRIUM = (255,)  # its label value

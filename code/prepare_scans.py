@@ -13,12 +13,13 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from dataloaders.la_heart import DEST, read_list, write_list
-from dataloaders.prepare import Outcome, Recipe, Source, prepare_folder, report
-from dataloaders.preprocess import NORMALISATIONS, Preprocessing
-from dataloaders.scans import case_id, find_scans
+from dataloaders.case_files import DEST, read_list, write_list
+from options.flags import LISTS, HelpFormatter
+from scans.files import case_id, find_scans
+from scans.prepare import Outcome, Recipe, Source, prepare_folder, report
+from scans.preprocess import NORMALISATIONS, Preprocessing
 from utils.errors import InputError, run_script
-from utils.options import LISTS, HelpFormatter, repository_path
+from utils.files import repository_path
 
 COLUMNS = ("image", "label", "id", "split")
 PARTS = ("train", "test")  # what the column `split` may say

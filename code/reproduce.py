@@ -16,16 +16,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from reporting.figure2 import load_case, write_figure
-from reporting.paper_tables import paired_report, write_table
-from reporting.plan import plan, systems_of
-from reporting.systems import FIGURE, SYSTEMS, TABLES
-from utils import runs
+from options.flags import HelpFormatter
+from options.presets import PRESETS
+from paper.figure2 import load_case, write_figure
+from paper.jobs import Job, Scores, kept_scores, read_json, what_is_left
+from paper.plan import plan, systems_of
+from paper.systems import FIGURE, SYSTEMS, TABLES
+from paper.tables import paired_report, write_table
+from runtime import runs
+from runtime.journal import read_curves
+from utils import files
 from utils.errors import INTERRUPTED, InputError, run_script
-from utils.jobs import Job, Scores, kept_scores, read_json, what_is_left
-from utils.journal import read_curves
-from utils.options import HelpFormatter, repository_path
-from utils.presets import PRESETS
+from utils.files import repository_path
 
 CODE = Path(__file__).resolve().parent
 CRITIC_LOSSES = "loss/critic"  # how those of the adversarial methods begin: another player's objective
@@ -118,7 +120,7 @@ def reproduce(options: Namespace, handed_on: Sequence[str]) -> int:
             tables.append(write_table(table, rows, out, shlex.join(handed_on), optimistic))
             print(tables[-1])
     if options.report and tables:
-        from reporting.tables_report import write_tables_report  # plotly takes a second to import
+        from paper.report import write_tables_report  # plotly takes a second to import
 
         print(f"report: {write_tables_report(jobs, tables, out)}")
     if options.target in ("curves", "all"):
@@ -175,7 +177,7 @@ def keep_best_on_test(job: Job, flags: Sequence[str], lock: int) -> None:
         if not path.exists():
             run_script_of(["test_LA.py", *flags, "--weights", weights, "--skip", "predictions", "figures"], lock)
         summaries[weights] = read_json(path)["summary"]
-    runs.write_json(job.kept / runs.BEST_ON_TEST, summaries)
+    files.write_json(job.kept / runs.BEST_ON_TEST, summaries)
 
 
 @contextmanager
@@ -227,13 +229,13 @@ def keep(job: Job) -> None:
     """Copy what a table and a reader need from the run folder; the scores last, for they say that all is there."""
     job.kept.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
-        with runs.atomic(job.kept / name) as temporary:
+        with files.atomic(job.kept / name) as temporary:
             shutil.copyfile(job.folder / name, temporary)
 
 
 def draw_curves(jobs: Sequence[Job], out: Path) -> None:
     """Write <out>/curves.png: the training loss, all terms together, of each row's first seed that is done."""
-    from reporting.figures import curves_figure  # matplotlib takes a second to import
+    from evaluation.figures import curves_figure  # matplotlib takes a second to import
 
     series = {}
     for job in jobs:

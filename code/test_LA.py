@@ -24,25 +24,26 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dataloaders import la_heart
+from dataloaders import case_files
 from dataloaders.split import cases_of_training, cases_to_test
-from engine import reported_output, trained_method
-from inference import THRESHOLD, predict_volume
+from evaluation.figures import case_figure
+from evaluation.metrics import evaluate, largest_component, summarise, verify_against_medpy
+from evaluation.tables import Score, case_table, comparison_table, number, pick, summary_table
+from inference.trained import reported_output, trained_method
+from inference.windows import THRESHOLD, predict_volume
 from methods.base import Method
-from reporting.figures import case_figure
-from reporting.nifti import axes_are_lps, write_nifti
-from reporting.paper_block import paper_block
-from reporting.tables import Score, case_table, comparison_table, number, pick, summary_table
-from utils import options as flags
-from utils import runs
-from utils.device import enough_memory, machine, pick_device, place
-from utils.distributed import ALONE, Ranks, joined
+from options import flags
+from options.parsing import given_by_hand, layer_defaults, of_training, require_values
+from options.presets import COMPAT
+from paper.block import paper_block
+from paper.jobs import read_scores
+from runtime import runs
+from runtime.device import enough_memory, machine, pick_device, place
+from runtime.distributed import ALONE, Ranks, joined
+from runtime.workers import in_order
+from utils import files
 from utils.errors import InputError, run_script
-from utils.jobs import read_scores
-from utils.metrics import evaluate, largest_component, summarise, verify_against_medpy
-from utils.parsing import given_by_hand, layer_defaults, of_training, require_values
-from utils.presets import COMPAT
-from utils.workers import in_order
+from utils.nifti import axes_are_lps, write_nifti
 
 POSTS = {"none": lambda mask: mask, "lcc": largest_component}
 WEIGHTS = re.compile(r"last|best_val|iteration_\d+")
@@ -135,12 +136,12 @@ def score_runs(argv: Sequence[str] | None, ranks: Ranks) -> None:
     if ranks.leads and len(reported) > 1:
         print(f"\n{comparison_table(reported)}")
     if ranks.leads and asked.report:
-        print(f"\nreport: {write_test_report(systems, flags.repository_path(options.root_path))}")
+        print(f"\nreport: {write_test_report(systems, files.repository_path(options.root_path))}")
 
 
 def write_test_report(systems: Sequence[tuple[str, Path, str]], root: Path) -> Path:
     """One page on tested runs, (name, folder of the scores, the paper's figures) each; returns its path."""
-    from reporting.report import System, write_report  # plotly takes a second to import
+    from evaluation.report import System, write_report  # plotly takes a second to import
 
     path = systems[0][1] / runs.REPORT
     parts = [
@@ -176,7 +177,7 @@ def score_run(folder: Path, state: dict[str, Any], options: Namespace, ranks: Ra
         place(method, device, options)
         head = reported_output(method, options)
         folder = runs.scores_folder(folder, options.weights)
-        with runs.writing(folder):
+        with files.writing(folder):
             folder.mkdir(exist_ok=True)
     start = time.perf_counter()
     mine = cases[ranks.rank :: ranks.size]
@@ -214,7 +215,7 @@ def sound_cases(options: Namespace, state: dict[str, Any]) -> list[str]:
             "name another list with --test_list or --split"
         )
     for case in cases:
-        if faults := la_heart.find_faults(flags.repository_path(options.root_path), case):
+        if faults := case_files.find_faults(files.repository_path(options.root_path), case):
             raise InputError(faults[0])
     return cases
 
@@ -223,7 +224,7 @@ def predict_masks(
     method: Method, case: str, options: Namespace, device: torch.device
 ) -> tuple[str, dict[str, np.ndarray]]:
     """A case, and its predicted mask by output, (W, H, D) boolean."""
-    image = la_heart.read_image(flags.repository_path(options.root_path), case)
+    image = case_files.read_image(files.repository_path(options.root_path), case)
     with enough_memory(device, flags.LESS_WINDOW):
         probs = predict_volume(method, image, options, device)
     return case, {output: prob > THRESHOLD for output, prob in probs.items()}
@@ -234,9 +235,9 @@ def score_case(
 ) -> list[Score]:
     """All outputs of one case, with and without the component filter; the reported one is written."""
     case, masks = predicted
-    root = flags.repository_path(options.root_path)
-    image, label = la_heart.read_image(root, case), la_heart.read_label(root, case)
-    geometry = la_heart.read_geometry(root, case)
+    root = files.repository_path(options.root_path)
+    image, label = case_files.read_image(root, case), case_files.read_label(root, case)
+    geometry = case_files.read_geometry(root, case)
     scores = []
     for output, raw in masks.items():
         for post, clean in POSTS.items():
@@ -266,7 +267,7 @@ def write_scores(
     folder: Path, scores: list[Score], head: str, options: Namespace, state: dict[str, Any], tested: dict[str, Any]
 ) -> None:
     """metrics.csv (a row per case, output and post) and metrics.json (with summary, options, versions, costs)."""
-    with runs.atomic(folder / runs.METRICS_CSV) as temporary, open(temporary, "w", newline="") as file:
+    with files.atomic(folder / runs.METRICS_CSV) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, scores[0])
         writer.writeheader()
         writer.writerows(scores)
@@ -285,7 +286,7 @@ def write_scores(
         "summary": {f"{kind[0]}/{kind[1]}": summarise(pick(scores, *kind)) for kind in kinds},
         "cases": scores,
     }
-    runs.write_json(folder / runs.METRICS_JSON, _plain(content))
+    files.write_json(folder / runs.METRICS_JSON, _plain(content))
 
 
 def _plain(value: Any) -> Any:

@@ -16,20 +16,22 @@ from typing import Any
 
 import torch
 
-from dataloaders import la_heart
-from dataloaders.batch import CaseStore
-from dataloaders.preprocess import read_record
-from dataloaders.split import Split, training_split
-from engine import Engine, Stopped, reported_output
+from dataloaders import case_files
+from dataloaders.split import Split, settle
+from dataloaders.store import CaseStore
+from engine import Engine, Stopped
+from inference.trained import reported_output
 from methods import METHODS
 from methods.base import Method
-from utils import runs
-from utils.device import enough_memory, pick_device, set_determinism, syncs_batch_norm
-from utils.distributed import ALONE, PeerLost, Ranks, joined
+from options.parsing import parse_in_two_strides, refuse_recomputing
+from runtime import runs
+from runtime.device import enough_memory, pick_device, set_determinism, syncs_batch_norm
+from runtime.distributed import ALONE, PeerLost, Ranks, joined
+from runtime.journal import Journal, Silence
+from scans.preprocess import read_record
+from utils import files
 from utils.errors import InputError, run_script
-from utils.journal import Journal, Silence
-from utils.options import repository_path
-from utils.parsing import parse_in_two_strides, refuse_recomputing
+from utils.files import repository_path
 
 SIGNAL_EXIT = 128  # exit status of a run that a signal stopped: 128 + its number, as shells count
 LESS_MEMORY = "lower --batch_size, --patch_size or --n_filters, or give --amp bf16 or --recompute"
@@ -43,14 +45,6 @@ def parse_options(argv: Sequence[str] | None = None, method: str | None = None) 
     options = runs.resumed_options(options, by_hand)
     refuse_recomputing(options)
     return options
-
-
-def settle(options: Namespace) -> Split:
-    """The cases of a run; --labelnum and --unlabelnum become the numbers of those that it uses."""
-    split = training_split(options)
-    options.labelnum = len(split.labeled) + len(split.validation)
-    options.unlabelnum = len(split.unlabeled)
-    return split
 
 
 def train(options: Namespace, ranks: Ranks = ALONE) -> int:
@@ -122,7 +116,7 @@ def _journal(engine: Engine, ranks: Ranks) -> Iterator[Journal | Silence]:
     if not ranks.leads:
         yield Silence()
         return
-    runs.write_json(engine.folder / runs.OPTIONS, vars(engine.options))
+    files.write_json(engine.folder / runs.OPTIONS, vars(engine.options))
     journal = Journal(engine.folder, engine.iteration)
     try:
         yield journal
@@ -164,9 +158,9 @@ def _load_pretrained(method: Method, options: Namespace) -> list[str]:
 def _check_unread(store: CaseStore, split: Split) -> None:
     """Look for faults in what the store has not decoded: validation cases and, with --cache none, all images."""
     for case in [*split.validation, *([] if store.in_memory else [*split.labeled, *split.unlabeled])]:
-        la_heart.read_image(store.root, case)
+        case_files.read_image(store.root, case)
     for case in split.validation:
-        la_heart.read_label(store.root, case)
+        case_files.read_label(store.root, case)
 
 
 def _other_size(state: dict[str, Any], ranks: Ranks) -> list[str]:

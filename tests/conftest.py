@@ -22,11 +22,11 @@ from scipy.spatial.transform import Rotation
 from torch import nn
 
 from dataloaders.batch import Batch
-from networks.fused import Pointwise
+from evaluation.metrics import summarise
+from networks.layers import Pointwise
 from networks.vnet import VNet
 from train import parse_options
 from utils.errors import run_script
-from utils.metrics import summarise
 
 PATCH = 32  # the smallest patch that every method supports
 TINY = (  # of its own lengths and rate, so that the demo can change without the tests

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from check_data import main
-from dataloaders.la_heart import IMAGE_KEY, LABEL_KEY, case_path
+from dataloaders.case_files import IMAGE_KEY, LABEL_KEY, case_path
 
 TRAIN, TEST = ["a", "b", "c"], ["d", "e"]
 

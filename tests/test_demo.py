@@ -8,7 +8,7 @@ import make_phantom
 import test_LA
 import train
 import train_dtml
-from utils import runs
+from runtime import runs
 
 SEEDS = range(1337, 1342)
 WANTED = 4  # of them

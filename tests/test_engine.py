@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 import engine as engine_module
 from dataloaders.split import Split
-from engine import Engine, Stopped, load_networks
+from engine import Engine, Stopped
+from inference.trained import load_networks
 from methods.base import Method, Turn
 from methods.dtml import DTML
-from utils import runs
-from utils.device import MIN_BF16_PATCH
-from utils.distributed import Ranks
+from runtime import runs
+from runtime.device import MIN_BF16_PATCH
+from runtime.distributed import Ranks
 from utils.errors import InputError
 from utils.losses import dice_ce_loss
 from utils.schedules import learning_rate

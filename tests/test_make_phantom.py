@@ -8,7 +8,7 @@ import pytest
 from scipy import ndimage
 
 import make_phantom
-from dataloaders.la_heart import find_faults, read_image, read_label, read_list, read_spacing
+from dataloaders.case_files import find_faults, read_image, read_label, read_list, read_spacing
 from make_phantom import Scene, blend, main, make_case, smooth_field, tube
 from utils.errors import InputError
 

@@ -22,10 +22,11 @@ from torch import nn
 
 import predict
 import train
-from dataloaders.la_heart import read_image, read_spacing
+from dataloaders.case_files import read_image, read_spacing
 from methods import METHODS
 from methods.base import Method
-from utils import runs
+from runtime import runs
+from utils import files
 from utils.errors import run_script
 
 LEVEL = 1.0  # of the z-scored image
@@ -74,7 +75,7 @@ def make_run(tmp_path, monkeypatch, tiny_options) -> Callable[..., Path]:
         networks |= {name: torch.as_tensor(value, dtype=torch.float32) for name, value in weights.items()}
         folder = tmp_path / "model" / exp
         folder.mkdir(parents=True)
-        runs.write_json(folder / runs.OPTIONS, vars(options))
+        files.write_json(folder / runs.OPTIONS, vars(options))
         state = {"networks": networks, "options": vars(options), "iteration": 7, "typical_scan": TYPICAL, **changes}
         runs.save_checkpoint(folder / runs.LAST, state)
         return folder

@@ -11,11 +11,11 @@ import check_data
 import prepare_LA
 import test_LA
 import train
-from dataloaders import la_heart
-from dataloaders.la_heart import read_list, write_list
-from dataloaders.prepare import MANIFEST
+from dataloaders import case_files
+from dataloaders.case_files import read_list, write_list
+from options.flags import LISTS
+from scans.prepare import MANIFEST
 from utils.errors import InputError
-from utils.options import LISTS
 
 CASES = ("A0", "B1", "C2", "D3")
 SHAPE = (150, 140, 6)
@@ -47,15 +47,15 @@ def test_layout_and_normalisation_are_those_of_the_published_files(source, tmp_p
     assert prepare(source, tmp_path / "out") == 0
     manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
     for case in CASES[:3]:
-        image, label = (read(tmp_path / "out", case) for read in (la_heart.read_image, la_heart.read_label))
+        image, label = (read(tmp_path / "out", case) for read in (case_files.read_image, case_files.read_label))
         whole = raw_image(source, case)
         whole = ((whole - whole.mean()) / whole.std()).astype(np.float32)  # over the uncropped scan
         x, y, z = manifest["cases"][case]["prepared_start"]
         np.testing.assert_array_equal(image, whole[x : x + image.shape[0], y : y + image.shape[1]])
         assert z == 0 and image.shape[2] == 6 and label.sum() == 41 * 31 * 4
-        assert la_heart.read_spacing(tmp_path / "out", case) == (0.625, 0.625, 1.25)  # what the header says
-        np.testing.assert_allclose(la_heart.read_geometry(tmp_path / "out", case)[1], (0.625 * x, 0.625 * y, 0))
-        assert la_heart.find_faults(tmp_path / "out", case) == []
+        assert case_files.read_spacing(tmp_path / "out", case) == (0.625, 0.625, 1.25)  # what the header says
+        np.testing.assert_allclose(case_files.read_geometry(tmp_path / "out", case)[1], (0.625 * x, 0.625 * y, 0))
+        assert case_files.find_faults(tmp_path / "out", case) == []
     np.testing.assert_allclose(manifest["cases"]["A0"]["label_ml"], 41 * 31 * 4 * 0.625 * 0.625 * 1.25 / 1000)
 
 
@@ -77,8 +77,8 @@ def test_margins_of_the_label_crop():
 
 @pytest.mark.data
 def test_published_files_were_cropped_by_this_rule(la_dir):
-    for path in sorted(la_dir.glob(f"*/{la_heart.CASE_FILE}"))[:20]:
-        label = la_heart.read_label(la_dir, path.parent.name)
+    for path in sorted(la_dir.glob(f"*/{case_files.CASE_FILE}"))[:20]:
+        label = case_files.read_label(la_dir, path.parent.name)
         for axis in (0, 1):
             inside = np.flatnonzero(label.any(axis=(1 - axis, 2)))
             pad = max(112 - (inside[-1] - inside[0]), 0) // 2
@@ -97,17 +97,17 @@ def test_crops_depend_on_seed_and_case_alone(source, tmp_path):
     shutil.rmtree(source / "A0")
     prepare(source, tmp_path / "two")
     prepare(source, tmp_path / "other", "--seed", 3)
-    files = {name: la_heart.case_path(tmp_path / name, "B1").read_bytes() for name in ("all", "two", "other")}
+    files = {name: case_files.case_path(tmp_path / name, "B1").read_bytes() for name in ("all", "two", "other")}
     assert files["all"] == files["two"]
     assert files["two"] != files["other"]
 
 
 def test_crops_that_need_no_label(partly, tmp_path):
     assert prepare(partly, tmp_path / "none", "--crop", "none") == 0
-    assert la_heart.read_shape(tmp_path / "none", "D3") == SHAPE
-    assert not la_heart.has_label(tmp_path / "none", "D3") and la_heart.has_label(tmp_path / "none", "A0")
+    assert case_files.read_shape(tmp_path / "none", "D3") == SHAPE
+    assert not case_files.has_label(tmp_path / "none", "D3") and case_files.has_label(tmp_path / "none", "A0")
     assert prepare(partly, tmp_path / "centre", "--crop", "center", "--crop_size", 100, 141, 4) == 0
-    image, whole = (la_heart.read_image(tmp_path / name, "D3") for name in ("centre", "none"))
+    image, whole = (case_files.read_image(tmp_path / name, "D3") for name in ("centre", "none"))
     np.testing.assert_array_equal(image, whole[25:125, :, 1:5])
 
 
@@ -116,7 +116,7 @@ def test_an_unlabeled_case_has_no_label_crop(partly, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "3 labeled and 0 unlabeled" in out and "--crop center or --crop none" in out
     assert "1 of 4 scans were left out" in out
-    assert not la_heart.case_path(tmp_path / "out", "D3").exists()
+    assert not case_files.case_path(tmp_path / "out", "D3").exists()
 
 
 def test_the_official_lists_come_along_unless_there_are_others(source, tmp_path, capsys):
@@ -167,9 +167,9 @@ def test_a_label_without_its_scan_is_a_fault(source, tmp_path, capsys):
 
 
 def test_published_files_are_not_overwritten(source, tmp_path, phantom):
-    case = la_heart.case_path(tmp_path / "out", "P0")  # no case of the source
+    case = case_files.case_path(tmp_path / "out", "P0")  # no case of the source
     case.parent.mkdir(parents=True)
-    shutil.copy(la_heart.case_path(phantom, "phantom_000"), case)
+    shutil.copy(case_files.case_path(phantom, "phantom_000"), case)
     before = case.read_bytes()
     with pytest.raises(InputError, match="P0, not prepared by this script"):
         prepare(source, tmp_path / "out", "--overwrite")

@@ -12,11 +12,11 @@ import check_data
 import prepare_scans
 import test_LA
 import train
-from dataloaders import la_heart
-from dataloaders.la_heart import read_list
-from dataloaders.preprocess import Preprocessing
-from dataloaders.scans import find_scans, read_scan
-from utils import runs
+from dataloaders import case_files
+from dataloaders.case_files import read_list
+from runtime import runs
+from scans.files import find_scans, read_scan
+from scans.preprocess import Preprocessing
 from utils.errors import BAD_INPUT, InputError, run_script
 
 SHORT = "--preset demo --patch_size 32 32 32 --n_filters 2 --batch_size 2 --max_iterations 2 --labelnum 3 --exp run"
@@ -66,10 +66,10 @@ def test_from_raw_scans_to_a_tested_model(command, tmp_path, capsys):
 def test_a_prediction_lies_over_the_prepared_case(command, tmp_path):
     prepare_scans.main(command())
     (case,) = lists_in(tmp_path / "out")["test.list"]
-    geometry = la_heart.read_geometry(tmp_path / "out", case)
+    geometry = case_files.read_geometry(tmp_path / "out", case)
     folder = tmp_path / "run"
     (folder / runs.PREDICTIONS).mkdir(parents=True)
-    label = la_heart.read_label(tmp_path / "out", case)
+    label = case_files.read_label(tmp_path / "out", case)
     test_LA.write_case(folder, case, label, label, label, geometry, {}, ["figures"])
     written = nib.load(folder / runs.PREDICTIONS / f"{case}.nii.gz")
     scan = read_scan(find_scans(tmp_path / "raw" / "images")[case])
@@ -152,7 +152,7 @@ def test_a_table_names_scans_labels_ids_and_parts(raw, tmp_path):
     assert lists["test.list"] == ["anna"]
     assert sorted(lists["train.list"][:2]) == ["scan1", "scan2"] and lists["train.list"][2] == "scan4"
     whole, _ = Preprocessing().apply(read_scan(raw / "images/scan0.nii.gz"))
-    np.testing.assert_array_equal(la_heart.read_image(tmp_path / "out", "anna"), whole)
+    np.testing.assert_array_equal(case_files.read_image(tmp_path / "out", "anna"), whole)
 
 
 IMAGE, LABEL = "images/scan0.nii.gz", "labels/scan0.nii.gz"

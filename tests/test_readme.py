@@ -13,7 +13,7 @@ import pytest
 
 from methods import METHODS
 from train import main as train
-from utils import options
+from utils import files
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 DOCS = sorted((README.parent / "docs").glob("*.md"))
@@ -53,7 +53,7 @@ def repository(phantom, raw_scans, challenge, tmp_path, monkeypatch) -> Path:
         shutil.copy(scans / f"{name}.list", scans / f"dev_{name}.list")
     shutil.copytree(raw_scans, tmp_path / "raw")
     shutil.copytree(challenge, tmp_path / "raw" / "challenge")
-    monkeypatch.setattr(options, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(files, "REPOSITORY", tmp_path)
     return tmp_path
 
 

@@ -12,13 +12,14 @@ import pytest
 import reproduce
 import test_LA
 import train
-from dataloaders.la_heart import read_label
-from reporting.nifti import write_nifti
-from reporting.plan import plan, systems_of
-from reporting.systems import SYSTEMS, TABLES
+from dataloaders.case_files import read_label
+from paper.plan import plan, systems_of
+from paper.systems import SYSTEMS, TABLES
 from reproduce import choose_cases, claim, main, parse_options, run_script_of
-from utils import runs
+from runtime import runs
+from utils import files
 from utils.errors import INTERRUPTED, InputError
+from utils.nifti import write_nifti
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DICE = {"phantom_006": 0.8, "phantom_007": 0.9}  # the test cases of the phantom
@@ -57,7 +58,7 @@ def scripts(monkeypatch, make_scores):
             train.settle(options)
             folder = runs.run_folder(options.model_path, name)
             folder.mkdir(parents=True)
-            runs.write_json(folder / runs.OPTIONS, vars(options))
+            files.write_json(folder / runs.OPTIONS, vars(options))
             (folder / runs.CURVES).write_text("iteration,step_seconds\n2,0.5\n")
             for iteration in (1, 10, 2) if options.keep_checkpoints else ():
                 runs.checkpoint_path(folder, runs.iteration_name(iteration)).touch()
@@ -72,7 +73,7 @@ def scripts(monkeypatch, make_scores):
             folder /= weights
             folder.mkdir()
         scores["training_seconds"] = SECONDS.get(options["method"], 1.0) * scores["iteration"]
-        runs.write_json(folder / runs.METRICS_JSON, scores | {"options": options})
+        files.write_json(folder / runs.METRICS_JSON, scores | {"options": options})
         (folder / runs.METRICS_CSV).write_text("case\n")
 
     monkeypatch.setattr(reproduce, "run_script_of", fake)
@@ -297,7 +298,7 @@ def test_report_shows_slices_of_the_runs_whose_predictions_are_those_that_were_s
             write_nifti(folder / runs.PREDICTIONS / f"{case}.nii.gz", mask, (1.0, 1.0, 1.0))
     other = json.loads((folders[1] / runs.METRICS_JSON).read_text())
     other["cases"][0]["dice"] = 0.1  # tested anew since its scores were kept
-    runs.write_json(folders[1] / runs.METRICS_JSON, other)
+    files.write_json(folders[1] / runs.METRICS_JSON, other)
     main(["table2", *flags, "--tables_only", "--report"])
     text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     data = json.loads(text.partition('<script id="data" type="application/json">')[2].partition("</script>")[0])

@@ -11,7 +11,7 @@ import pytest
 
 import train
 from methods import METHODS
-from utils.options import REPOSITORY
+from utils.files import REPOSITORY
 
 CODE = Path(train.__file__).parent
 SCRIPTS = sorted(path.stem for path in CODE.glob("*.py") if 'if __name__ == "__main__":' in path.read_text())

@@ -19,12 +19,13 @@ from torch import nn
 
 import test_LA
 import train_dtml
+from evaluation.metrics import largest_component
 from methods import METHODS
 from methods.base import Method
-from utils import runs
-from utils.distributed import Ranks
+from runtime import runs
+from runtime.distributed import Ranks
+from utils import files
 from utils.errors import run_script
-from utils.metrics import largest_component
 
 CASES = ["phantom_006", "phantom_007"]
 TRAINED_ON = {"labeled": ["phantom_000", "phantom_001"], "unlabeled": ["phantom_002"], "validation": ["phantom_003"]}
@@ -58,7 +59,7 @@ def make_run(phantom, tmp_path, monkeypatch, tiny_options) -> Callable[..., Path
         method.level.data.fill_(level)
         folder = tmp_path / exp
         folder.mkdir()
-        runs.write_json(folder / runs.OPTIONS, vars(options))
+        files.write_json(folder / runs.OPTIONS, vars(options))
         state = {"networks": method.state_dict(), "options": vars(options), "iteration": 7, "seconds": 1.5}
         runs.save_checkpoint(folder / runs.LAST, state | {"cases": cases or TRAINED_ON})
         return folder

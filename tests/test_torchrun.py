@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from utils import runs
-from utils.options import REPOSITORY
+from runtime import runs
+from utils.files import REPOSITORY
 
 DOCS = REPOSITORY / "docs" / "distributed.md"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]

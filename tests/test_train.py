@@ -20,12 +20,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train
 import train_dtml
-from dataloaders.batch import BatchStream, CaseStore
-from dataloaders.preprocess import RECORD, Preprocessing
+from dataloaders.batch import BatchStream
+from dataloaders.store import CaseStore
 from engine import Engine
 from methods import METHODS
-from utils import journal, runs
-from utils.distributed import Ranks
+from runtime import journal, runs
+from runtime.distributed import Ranks
+from scans.preprocess import RECORD, Preprocessing
+from utils import files
 from utils.errors import InputError, run_script
 
 SMALL = "--preset demo --patch_size 32 32 32 --n_filters 2 --batch_size 2 --labelnum 3 --device cpu --image_every 0"
@@ -284,7 +286,7 @@ def test_kill_9_in_the_middle_of_a_save_costs_one_checkpoint_at_most(command, tm
         process.join(120)
     assert process.exitcode == -signal.SIGKILL
     assert state_of(tmp_path / "killed")["iteration"] == 2
-    assert len(list((tmp_path / "killed").glob(f".*{runs.PARTIAL}"))) == 1
+    assert len(list((tmp_path / "killed").glob(f".*{files.PARTIAL}"))) == 1
     assert train.main(command(*flags, "--resume", exp="killed")) == 0
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
     assert not list((tmp_path / "killed").glob(".*"))
@@ -516,13 +518,13 @@ def test_a_wrong_checkpoint_is_one_sentence(command, tmp_path, capsys):
 def test_a_run_carries_the_preprocessing_of_its_scans_and_does_not_go_on_with_another(command, scans, tmp_path, capsys):
     argv = command("--method", "supervised", "--max_iterations", "1", "--root_path", str(scans))
     chosen = Preprocessing((1.0, 1.0, 2.0), "percentile", (1.0, 99.0), "RAS")
-    runs.write_json(scans / RECORD, chosen.as_record())
+    files.write_json(scans / RECORD, chosen.as_record())
     train.main(argv)
     assert Preprocessing.from_record(state_of(tmp_path / "run")["preprocessing"]) == chosen
-    runs.write_json(scans / RECORD, Preprocessing().as_record())
+    files.write_json(scans / RECORD, Preprocessing().as_record())
     error = refused(lambda: train.main([*argv, "--resume"]), capsys)
     assert "prepared in another way" in error and str(scans) in error
-    runs.write_json(scans / RECORD, {"normalise": "minmax"})
+    files.write_json(scans / RECORD, {"normalise": "minmax"})
     error = refused(lambda: train.main([*argv, "--overwrite"]), capsys)
     assert "minmax" in error and str(scans / RECORD) in error
     assert state_of(tmp_path / "run")["iteration"] == 1  # the old run is still there

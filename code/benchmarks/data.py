@@ -11,11 +11,11 @@ from medpy.metric import binary
 
 from benchmarks.reference import crops_from_files, signed_distances
 from benchmarks.timing import Row, added_gib, balls, compared, in_own_process, made_up_cases, stream_of, timed_in_turns
-from dataloaders import la_heart
+from dataloaders import case_files
 from dataloaders.batch import Batch
+from evaluation.metrics import evaluate
 from train import parse_options as training_options
 from utils.errors import InputError
-from utils.metrics import evaluate
 from utils.sdm import signed_distance_batch
 
 SAME_DISTANCE, SAME_METRIC = 1e-6, 1e-6
@@ -33,7 +33,7 @@ def time_batch(pairs: int) -> Row:
         options = _options(root)
         stream = stream_of(options, cases, 2)
         iterations, rng = itertools.count(), np.random.default_rng(0)
-        paths = [la_heart.case_path(root, case) for case in cases]
+        paths = [case_files.case_path(root, case) for case in cases]
 
         def ours() -> Batch:
             return stream[next(iterations) % options.max_iterations]

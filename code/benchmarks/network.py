@@ -29,12 +29,12 @@ from benchmarks.timing import (
 from benchmarks.windows import paper_stride
 from dataloaders.batch import Batch, delivered, make_loader
 from engine import Engine
-from inference import predict_volume
+from inference.windows import predict_volume
 from methods.dtml import DTML
+from options import flags
+from runtime import runs
+from runtime.device import AMP_TYPES, memory_format, place
 from train import parse_options as training_options
-from utils import options as flags
-from utils import runs
-from utils.device import AMP_TYPES, memory_format, place
 from utils.errors import InputError
 
 SAME_LOSS, SAME_PROBABILITY = 1e-5, 1e-4  # relative: k = 1500 multiplies the rounding of the map; absolute

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataloaders import la_heart
-from dataloaders.batch import BatchStream, CaseStore
+from dataloaders import case_files
+from dataloaders.batch import BatchStream
+from dataloaders.store import CaseStore
 
 Row = dict[str, Any]  # `ratio` (reference / ours, the larger the better), `ours`, `reference`, `spread`, `unit`
 LA_SHAPE = (200, 150, 88)  # voxels of a typical case of the LA set
@@ -106,9 +107,9 @@ def made_up_cases(count: int) -> Iterator[tuple[Path, list[str]]]:
         root = Path(folder)
         for index, label in enumerate(balls(min(count, DISTINCT_FILES), LA_SHAPE)):
             image = label + np.random.default_rng(index).standard_normal(label.shape, np.float32)
-            la_heart.write_case(root, cases[index], image, label, {})
+            case_files.write_case(root, cases[index], image, label, {})
         for index in range(DISTINCT_FILES, count):
-            path = la_heart.case_path(root, cases[index])
+            path = case_files.case_path(root, cases[index])
             path.parent.mkdir()
-            path.hardlink_to(la_heart.case_path(root, cases[index % DISTINCT_FILES]))
+            path.hardlink_to(case_files.case_path(root, cases[index % DISTINCT_FILES]))
         yield root, cases

@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dataloaders import la_heart
-from engine import reported_output, trained_method
-from inference import THRESHOLD, predict_volume
+from dataloaders import case_files
+from evaluation.metrics import evaluate, summarise
+from evaluation.tables import text_table
+from inference.trained import reported_output, trained_method
+from inference.windows import THRESHOLD, predict_volume
 from methods.base import Method
-from reporting.tables import text_table
+from runtime import runs
+from runtime.device import pick_device, place
 from test_LA import make_parser, parse_options, sound_cases
-from utils import runs
-from utils.device import pick_device, place
 from utils.errors import InputError
-from utils.metrics import evaluate, summarise
-from utils.options import repository_path
+from utils.files import repository_path
 
 PAPER_PATCH, PAPER_STRIDE = (112, 112, 80), (18, 18, 4)  # voxels
 
@@ -91,11 +91,11 @@ def window_table(rows: Sequence[dict[str, Any]]) -> str:
 
 def _score(method: Method, case: str, options: Namespace, device: torch.device) -> dict[str, float]:
     root, head = repository_path(options.root_path), reported_output(method, options)
-    image = la_heart.read_image(root, case)
+    image = case_files.read_image(root, case)
     start = time.perf_counter()
     prob = predict_volume(method, image, options, device, (head,))[head]
     seconds = time.perf_counter() - start  # the map is on the host: a GPU has finished
-    return {**evaluate(prob > THRESHOLD, la_heart.read_label(root, case)), "seconds": seconds}
+    return {**evaluate(prob > THRESHOLD, case_files.read_label(root, case)), "seconds": seconds}
 
 
 def _row(name: str, scores: list[dict[str, float]], reference: list[dict[str, float]]) -> dict[str, Any]:

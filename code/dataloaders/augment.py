@@ -14,7 +14,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-Size = tuple[int, int, int]
+from utils.resample import Size
+
 Reader = Callable[[Size, Size], np.ndarray]  # (start, size) -> voxels; the region may exceed the volume
 
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dataloaders.la_heart import read_list
+from dataloaders.case_files import read_list
+from options.flags import list_paths
 from utils.errors import InputError
-from utils.options import list_paths, repository_path
+from utils.files import repository_path
 
 
 @dataclass(frozen=True)
@@ -79,3 +80,11 @@ def _refuse_overlap(train: list[str], train_path: Path, test: list[str], test_pa
 def cases_of_training(state: dict[str, Any]) -> list[str]:
     """All cases that a run has seen, labeled ones first."""
     return [case for group in ("labeled", "validation", "unlabeled") for case in state.get("cases", {}).get(group, [])]
+
+
+def settle(options: Namespace) -> Split:
+    """The cases of a run; --labelnum and --unlabelnum become the numbers of those that it uses."""
+    split = training_split(options)
+    options.labelnum = len(split.labeled) + len(split.validation)
+    options.unlabelnum = len(split.unlabeled)
+    return split

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dataloaders.batch import Batch
 from methods.base import ConsistencyMethod, Terms, Turn, require_unlabeled
-from networks.discriminator import CRITIC_LR, ConfidenceNet, critic_optimizer
+from networks.critics import CRITIC_LR, ConfidenceNet, critic_optimizer
 from utils.errors import InputError
 from utils.losses import attention_dice_loss, dice_ce_loss, dice_loss, foreground_logits, foreground_prob, masked_mean
 

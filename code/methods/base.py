@@ -15,9 +15,7 @@ from torch import Tensor, nn
 from dataloaders.batch import Batch
 from networks.published import load_published
 from networks.vnet import VNet
-from utils.ema import Teacher
 from utils.errors import InputError
-from utils.losses import foreground_prob
 from utils.schedules import STAIRS, rampup
 
 Terms = dict[str, Tensor]
@@ -59,7 +57,7 @@ class Method(nn.Module):
 
     @staticmethod
     def add_arguments(group) -> None:
-        """Declare the method's own flags; shared flags live in utils/options.py."""
+        """Declare the method's own flags; shared flags live in options/flags.py."""
 
     @classmethod
     def of_run(cls, options: Mapping[str, Any]) -> Self:
@@ -141,36 +139,6 @@ class ConsistencyMethod(Method):
         weight = self._consistency * rampup(iteration - self._ramp_start, **self._ramp)
         self.monitor["consistency_weight"] = weight
         return weight
-
-
-class MeanTeacherMethod(ConsistencyMethod):
-    """A student (two-class softmax) and its exponential moving average as teacher; methods add the step.
-
-    A run is tested with the student, as in the public codes; --head teacher reports the teacher.
-    """
-
-    outputs = ("seg", "teacher")
-
-    def __init__(self, options: Namespace):
-        super().__init__(options)
-        if options.cons_on == "unlabeled":
-            require_unlabeled(options, "--cons_on unlabeled", "give --cons_on all")
-        self.student = self.make_vnet("softmax")
-        self.teacher = Teacher(self.student, options)
-
-    def after_step(self, iteration: int) -> None:
-        self.teacher.update(self.student, iteration)
-
-    def predict(self, image: Tensor, outputs: Iterable[str] | None = None) -> dict[str, Tensor]:
-        networks = {"seg": self.student, "teacher": self.teacher.network}
-        return {name: foreground_prob(networks[name](image)["softmax"]) for name in outputs or self.outputs}
-
-
-def method_of(name: str, methods: Mapping[str, type[Method]], exp: str) -> type[Method]:
-    """The class of a stored run's method, which may have been somebody's own."""
-    if name not in methods:
-        raise InputError(f"run {exp} is of method {name}, which is not among METHODS: {', '.join(methods)}; see --exp")
-    return methods[name]
 
 
 def require_unlabeled(options: Namespace, who: str, instead: str) -> None:

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from dataloaders.batch import Batch
-from methods.base import MeanTeacherMethod, Terms
+from methods.arguments import add_teacher_arguments
+from methods.base import Terms
+from methods.mean_teacher import Maps, MeanTeacherMethod, mean_over_passes
 from networks.vnet import STRIDE, VNet
-from utils.ema import Maps, add_teacher_arguments, mean_over_passes
 from utils.errors import InputError
 from utils.losses import dice_ce_loss, entropy
 

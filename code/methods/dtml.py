@@ -13,16 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataloaders.batch import Batch
+from methods.arguments import add_sdm_empty_argument, add_sdm_head_argument, add_sdm_k_argument
 from methods.base import ConsistencyMethod, Terms
 from utils.losses import dice_ce_loss, dice_loss
 from utils.schedules import geometric
-from utils.sdm import (
-    add_sdm_empty_argument,
-    add_sdm_head_argument,
-    add_sdm_k_argument,
-    prob_from_sdm,
-    signed_distance_batch,
-)
+from utils.sdm import prob_from_sdm, signed_distance_batch
 
 
 class DTML(ConsistencyMethod):

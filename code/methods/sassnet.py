@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from dataloaders.batch import Batch
 from methods.base import Terms, Turn, require_unlabeled
-from methods.dtc import DualHeadMethod
-from networks.discriminator import CRITIC_LR, SDMCritic, critic_optimizer
+from methods.dual_head import DualHeadMethod
+from networks.critics import CRITIC_LR, SDMCritic, critic_optimizer
 
 UNLABELED, LABELED = 0, 1  # classes of the critic
 CRITIC_WIDTH = 4  # in units of the V-Net's: 64 filters beside 16, as published

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataloaders.batch import Batch
-from methods.base import MeanTeacherMethod, Terms
-from utils.ema import add_teacher_arguments
+from methods.arguments import add_teacher_arguments
+from methods.base import Terms
+from methods.mean_teacher import MeanTeacherMethod
 from utils.errors import InputError
 from utils.losses import dice_ce_loss, foreground_prob, masked_mean
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from dataloaders.batch import Batch
-from methods.base import MeanTeacherMethod, Terms
-from utils.ema import Maps, add_teacher_arguments, mean_over_passes
+from methods.arguments import add_teacher_arguments
+from methods.base import Terms
+from methods.mean_teacher import Maps, MeanTeacherMethod, mean_over_passes
 from utils.losses import binary_entropy, dice_ce_loss, foreground_prob, masked_mean
 from utils.schedules import rampup
 

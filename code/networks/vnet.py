@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.fused import Pointwise, conv_norm_relu
+from networks.layers import Pointwise, conv_norm_relu
 
 HEAD_CHANNELS = {"seg": 1, "sdm": 1, "softmax": 2}
 STRIDE = 16  # four halvings: what each axis must be a multiple of

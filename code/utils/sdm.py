@@ -4,39 +4,9 @@ import edt
 import numpy as np
 import torch
 
-from networks.vnet import SDM_HEADS
-
 # k of DTML's Eq. 2: "as large as possible" in the papers of DTC and DTML, this value in their public code.
 SDM_STEEPNESS = 1500.0
 EMPTY_RULES = ("sign", "zeros")
-
-
-def add_sdm_k_argument(group) -> None:
-    """The flag of methods that transform a map into a mask."""
-    group.add_argument(
-        "--sdm_k", type=float, default=SDM_STEEPNESS, help="steepness k of the transform sigmoid(-k z) (DTML, Eq. 2)"
-    )
-
-
-def add_sdm_head_argument(group) -> None:
-    """The flag of methods whose network predicts a map."""
-    group.add_argument(
-        "--sdm_head",
-        choices=SDM_HEADS,
-        default="conv",
-        help="layers that predict the map, before the tanh: one 1x1x1 convolution as in the public codes, or a block "
-        "of 3x3x3 convolution, norm and ReLU before it, as the papers have it",
-    )
-
-
-def add_sdm_empty_argument(group) -> None:
-    """The flag of methods that regress a map."""
-    group.add_argument(
-        "--sdm_empty",
-        choices=EMPTY_RULES,
-        default="sign",
-        help="target distance map of a crop without foreground: +1 everywhere, or the public code's zeros",
-    )
 
 
 def signed_distance(mask: np.ndarray, empty: str = "sign") -> np.ndarray:

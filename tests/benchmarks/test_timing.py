@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import timing
 from benchmarks.timing import added_gib, compared, in_own_process, made_up_cases, timed_in_turns
-from dataloaders.la_heart import case_path
+from dataloaders.case_files import case_path
 
 
 def test_sides_take_turns_and_the_ratio_is_how_much_longer_the_reference_takes():

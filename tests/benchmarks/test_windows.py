@@ -3,8 +3,8 @@ import pytest
 import test_LA
 import train
 from benchmarks.windows import compare_windows, paper_stride, settings, window_table
+from options.flags import protocol_defaults
 from utils.errors import InputError
-from utils.options import protocol_defaults
 
 PATCH = (32, 32, 32)
 

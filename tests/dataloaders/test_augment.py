@@ -8,7 +8,7 @@ import pytest
 from scipy import ndimage, stats
 
 from dataloaders.augment import Intensity, Transform, apply_intensity, apply_transform, draw_transform, transposed
-from dataloaders.batch import read_region
+from dataloaders.store import read_region
 
 SHAPE, PATCH = (9, 11, 7), (5, 3, 4)  # nothing square: a mixed-up axis changes a shape
 SYMMETRIES = list(product(range(4), (None, 0, 1)))

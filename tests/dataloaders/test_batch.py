@@ -11,22 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from dataloaders import batch as module
-from dataloaders.batch import (
-    BatchStream,
-    CaseStore,
-    available_memory,
-    delivered,
-    make_loader,
-    read_region,
-    resample,
-    scaled_shape,
-    stream_case,
-)
-from dataloaders.la_heart import case_path, read_label
-from utils.distributed import ALONE, Ranks
+from dataloaders import store as module
+from dataloaders.batch import BatchStream, delivered, make_loader, stream_case
+from dataloaders.case_files import case_path, read_label
+from dataloaders.store import CaseStore, available_memory, read_region
+from evaluation.metrics import evaluate
+from runtime.distributed import ALONE, Ranks
 from utils.errors import InputError
-from utils.metrics import evaluate
+from utils.resample import resample, scaled_shape
 
 SHAPE, PATCH = (20, 17, 12), (10, 8, 6)
 LABELED, UNLABELED = [f"L{i}" for i in range(5)], [f"U{i}" for i in range(7)]

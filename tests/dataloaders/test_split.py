@@ -2,9 +2,9 @@ from argparse import Namespace
 
 import pytest
 
-from dataloaders.la_heart import read_list
+from dataloaders.case_files import read_list
 from dataloaders.split import cases_to_test, training_split
-from utils import options as flags
+from utils import files
 from utils.errors import InputError
 
 CASES = [f"case{i:02}" for i in range(10)]
@@ -63,7 +63,7 @@ def test_labeled_list_replaces_the_first_cases(options, tmp_path):
 
 
 def test_relative_lists_start_at_the_repository(options, tmp_path, monkeypatch):
-    monkeypatch.setattr(flags, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(files, "REPOSITORY", tmp_path)
     write(tmp_path / "chosen.list", [CASES[5]])
     assert training_split(options(labeled_list="chosen.list")).labeled == [CASES[5]]
 
@@ -129,7 +129,7 @@ def test_split_names_the_pair_of_lists(options, tmp_path):
 
 
 def test_lists_of_the_repository():
-    folder = flags.REPOSITORY / "data/LA"
+    folder = files.REPOSITORY / "data/LA"
     names = ("train", "test", "dev_train", "dev_test")
     train, test, dev_train, dev_test = (read_list(folder / f"{name}.list", "") for name in names)
     assert (len(train), len(test)) == (80, 20)

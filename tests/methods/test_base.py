@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from methods import METHODS
-from methods.base import MeanTeacherMethod
+from methods.mean_teacher import MeanTeacherMethod
 from utils.errors import InputError
 
 MEAN_TEACHERS = [name for name, method in METHODS.items() if issubclass(method, MeanTeacherMethod)]

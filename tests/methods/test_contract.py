@@ -12,15 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from dataloaders.batch import Batch, BatchStream, CaseStore
-from dataloaders.la_heart import LABEL_KEY, case_path
+from dataloaders.batch import Batch, BatchStream
+from dataloaders.case_files import LABEL_KEY, case_path
 from dataloaders.split import Split, training_split
+from dataloaders.store import CaseStore
 from engine import Engine
 from methods import METHODS
 from methods.supervised import Supervised
 from networks.vnet import VNet
-from utils import runs
-from utils.device import memory_format
+from runtime import runs
+from runtime.device import memory_format
 
 CPU = torch.device("cpu")
 NO_CASES = Split([], [], [])  # batches come from the tests

@@ -7,7 +7,7 @@ from scipy import ndimage
 from torch import nn
 
 from methods.tcse import TCSE, Transformation, draw_transformation
-from utils.ema import update_ema
+from networks.ema import update_ema
 from utils.errors import InputError
 
 ITERATION = 150  # of 200

@@ -1,0 +1,245 @@
+"""Left-atrium data on disk: from a list file to the arrays of its cases, and the writing of both.
+
+Layout: `<root>/<case>/mri_norm2.h5` with the data sets `image` (float32) and `label` (uint8, 1 = left
+atrium), both (W, H, D). Attributes, all optional: `spacing_mm`, `origin_mm` and `direction`, the geometry in ITK's
+terms (LPS; the direction as 9 numbers row by row). A fault is one sentence that names the file, the data set and what
+mends it.
+"""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from utils.errors import InputError
+from utils.files import atomic, writing
+
+CASE_FILE = "mri_norm2.h5"
+IMAGE_KEY = "image"
+LABEL_KEY = "label"
+SPACING_KEY = "spacing_mm"
+ORIGIN_KEY = "origin_mm"
+DIRECTION_KEY = "direction"
+DEST = "--dest"  # the flag by which scripts that write a data folder name it
+SPACING_MM = (0.625, 0.625, 0.625)  # of the 2018 Atrial Segmentation Challenge; its files do not carry it
+
+_DTYPES = {IMAGE_KEY: np.float32, LABEL_KEY: np.uint8}
+
+
+def read_list(path: Path, flag: str) -> list[str]:
+    """Case ids of a list file, in its order: one per line, blank lines ignored, no id twice.
+
+    Args: path; flag, the option that names this file, e.g. "--train_list", for the error message.
+    """
+    cases, faults = scan_list(path, flag)
+    _raise_first(faults)
+    return cases
+
+
+def scan_list(path: Path, flag: str) -> tuple[list[str], list[str]]:
+    """The ids of a list file, each once, and a sentence for everything that is wrong with the file."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        return [], [f"list file {path} does not exist; name the right file with {flag} (default: in --root_path)"]
+    except (OSError, UnicodeDecodeError) as error:
+        return [], [f"list file {path} cannot be read as text ({error}); name the right file with {flag}"]
+    ids = [line.strip() for line in lines if line.strip()]
+    cases = list(dict.fromkeys(ids))
+    faults = [
+        f"list file {path} names case {case} {ids.count(case)} times; keep one line, or name another {flag}"
+        for case in cases
+        if ids.count(case) > 1
+    ]
+    if not cases:
+        faults = [f"list file {path} names no case; write one case id per line, or name another {flag}"]
+    return cases, faults
+
+
+def write_list(path: Path, cases: Sequence[str]) -> None:
+    """A list file that `read_list` reads, whole or not at all."""
+    with atomic(path, DEST) as temporary:
+        temporary.write_text("".join(f"{case}\n" for case in cases), encoding="utf-8")
+
+
+def case_path(root: Path, case: str) -> Path:
+    """The HDF5 file of a case."""
+    return Path(root) / case / CASE_FILE
+
+
+def read_image(root: Path, case: str) -> np.ndarray:
+    """Whole image: (W, H, D), float32, finite. The label is not touched."""
+    image, faults = _load(root, case, IMAGE_KEY)
+    _raise_first(faults)
+    return image
+
+
+def read_label(root: Path, case: str) -> np.ndarray:
+    """Whole label: (W, H, D), uint8, 0 or 1, of the shape of the image."""
+    label, faults = _load(root, case, LABEL_KEY)
+    _raise_first(faults)
+    return label
+
+
+def read_crop(root: Path, case: str, key: str, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
+    """Only the voxels [start, start + size) of one data set, in the type of the whole-volume readers.
+
+    Values are not checked: that would need the whole volume. A crop that leaves the volume is a ValueError.
+    """
+    with _opened(root, case) as file:
+        data = _dataset(file, key)
+        stop = [first + length for first, length in zip(start, size, strict=True)]
+        # h5py would silently shorten such a slice
+        if any(a < 0 or b > n or b <= a for a, b, n in zip(start, stop, data.shape, strict=True)):
+            raise ValueError(f"crop from {tuple(start)} to {tuple(stop)} leaves the volume {data.shape}")
+        return data[tuple(map(slice, start, stop))].astype(_DTYPES[key])
+
+
+def read_shape(root: Path, case: str) -> tuple[int, int, int]:
+    """(W, H, D) of the image, without reading a voxel."""
+    with _opened(root, case) as file:
+        return _dataset(file, IMAGE_KEY).shape
+
+
+def read_spacing(root: Path, case: str) -> tuple[float, float, float]:
+    """Voxel size along W, H, D in mm: the file's attribute `spacing_mm`, or else the challenge's 0.625."""
+    spacing = _attribute(root, case, SPACING_KEY, SPACING_MM)
+    if min(spacing) <= 0:
+        raise _unsound(root, case, SPACING_KEY, spacing, "three positive numbers")
+    return spacing
+
+
+def read_geometry(root: Path, case: str) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
+    """Spacing, origin and direction as `reporting.nifti.write_nifti` takes them; LPS axes from 0 unless stored."""
+    origin = _attribute(root, case, ORIGIN_KEY, (0.0, 0.0, 0.0))
+    direction = _attribute(root, case, DIRECTION_KEY, tuple(np.eye(3).ravel().tolist()))
+    axes = np.reshape(direction, (3, 3))
+    if not np.allclose(np.linalg.norm(axes, axis=0), 1, atol=1e-3) or abs(np.linalg.det(axes)) < 1e-3:
+        raise _unsound(root, case, DIRECTION_KEY, direction, "three independent unit columns")
+    return read_spacing(root, case), origin, direction
+
+
+def _attribute(root: Path, case: str, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
+    """An attribute of as many finite numbers as the default has."""
+    with _opened(root, case) as file:
+        stored = file.attrs.get(key, default)
+    try:
+        values = np.asarray(stored, dtype=np.float64)
+    except (TypeError, ValueError):
+        values = np.empty(0)
+    if values.shape != (len(default),) or not np.isfinite(values).all():
+        raise _unsound(root, case, key, stored, f"{len(default)} finite numbers")
+    return tuple(values.tolist())
+
+
+def _unsound(root: Path, case: str, key: str, stored: Any, rule: str) -> InputError:
+    shown = " ".join(repr(stored).split())  # numpy breaks lines
+    return InputError(f"{case_path(root, case)}: attribute '{key}' is {shown}; write {rule}")
+
+
+def write_case(
+    root: Path, case: str, image: np.ndarray, label: np.ndarray | None, attributes: Mapping[str, Any]
+) -> None:
+    """Write one case, whole or not at all; its folder is made. The label may be missing, the attributes go along."""
+    buffer = io.BytesIO()  # a full disk must fail in Python's own write, not within the HDF5 library
+    with h5py.File(buffer, "w") as file:
+        for key, array in ((IMAGE_KEY, image), (LABEL_KEY, label)):
+            if array is not None:
+                file.create_dataset(key, data=array.astype(_DTYPES[key]), compression="gzip")
+        file.attrs.update(attributes)
+    path = case_path(root, case)
+    with writing(path, DEST):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path, DEST) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+
+
+def has_label(root: Path, case: str) -> bool:
+    """Whether the file holds a label; its values are not read."""
+    with _opened(root, case) as file:
+        return LABEL_KEY in file
+
+
+def find_faults(root: Path, case: str, expect_label: bool = True) -> list[str]:
+    """Every fault of one case, as sentences; empty for a sound one.
+
+    Args: expect_label, False for an unlabeled case, which may lack a label; one that is there is checked.
+    """
+    faults = _load(root, case, IMAGE_KEY)[1]
+    try:
+        if expect_label or has_label(root, case):
+            faults += _load(root, case, LABEL_KEY)[1]
+        read_geometry(root, case)
+    except InputError as error:
+        faults.append(str(error))
+    return list(dict.fromkeys(faults))  # a file that does not open says so once
+
+
+def _raise_first(faults: list[str]) -> None:
+    if faults:
+        raise InputError(faults[0])
+
+
+@contextmanager
+def _opened(root: Path, case: str) -> Iterator[h5py.File]:
+    """The open file of a case; whatever cannot be opened or read becomes an `InputError`."""
+    path = case_path(root, case)
+    if not Path(root).is_dir():
+        raise InputError(f"data folder {root} does not exist; name the folder of the cases with --root_path")
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; correct case {case} in its list, or the folder --root_path")
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except (OSError, RuntimeError) as error:  # h5py raises both for truncated and for damaged files
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path} is damaged or no HDF5 file ({reason}); write the case again") from error
+
+
+def _dataset(file: h5py.File, key: str) -> h5py.Dataset:
+    """The data set `key`, known to be a 3-D array of numbers."""
+    data = file.get(key)  # None where the name is missing, or what it points to is damaged
+    if not isinstance(data, h5py.Dataset):
+        found = ", ".join(file) or "nothing"
+        unread = ", or name lists that ask for no label of it (--train_list and --labelnum, --test_list)"
+        mend = "write the case again" + (unread if key == LABEL_KEY else "")
+        raise InputError(f"{file.filename} holds no data set '{key}' (found: {found}); {mend}")
+    if data.ndim != 3 or 0 in data.shape:
+        raise InputError(f"{file.filename}: '{key}' has shape {data.shape}; it must be a volume (W, H, D)")
+    if data.dtype.kind not in "fiub":
+        raise InputError(f"{file.filename}: '{key}' has type {data.dtype}; it must hold real numbers")
+    return data
+
+
+def _load(root: Path, case: str, key: str) -> tuple[np.ndarray | None, list[str]]:
+    """One whole data set, None where it cannot be used, and a sentence for each of its faults."""
+    try:
+        with _opened(root, case) as file:
+            image_shape = _dataset(file, IMAGE_KEY).shape  # a label without an image is of no use
+            values = _dataset(file, key)[()]
+    except InputError as error:
+        return None, [str(error)]
+    where = f"{case_path(root, case)}: '{key}'"
+    faults = _image_faults(where, values) if key == IMAGE_KEY else _label_faults(where, values, image_shape)
+    return (None if faults else values.astype(_DTYPES[key])), faults
+
+
+def _image_faults(where: str, image: np.ndarray) -> list[str]:
+    with np.errstate(over="ignore"):  # a double beyond float32 becomes inf, and is reported as such
+        bad = int(np.count_nonzero(~np.isfinite(image.astype(np.float32))))
+    return [f"{where} has {bad} voxels that are NaN or infinite; write finite values"] if bad else []
+
+
+def _label_faults(where: str, label: np.ndarray, image_shape: tuple[int, ...]) -> list[str]:
+    faults = []
+    if label.shape != image_shape:
+        faults.append(f"{where} has shape {label.shape}, '{IMAGE_KEY}' {image_shape}; write both on one grid")
+    foreign = np.unique(label[(label != 0) & (label != 1)])
+    if foreign.size:
+        some = ", ".join(str(value) for value in foreign[:5])
+        faults.append(f"{where} has values other than 0 and 1 ({some}); write 1 for the atrium, 0 elsewhere")
+    return faults

@@ -1,0 +1,251 @@
+"""One self-contained HTML page on tested runs: tables, distributions, slices, surfaces, curves. Opens offline.
+
+The page is made from what a test has written (metrics.json, curves.csv, predictions) and, for its slices, from the
+scans. Its parts lie in reporting/page/; plotly draws the plots, from a copy within the page.
+"""
+
+import base64
+import gzip
+import html
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from plotly.offline import get_plotlyjs
+
+from dataloaders import case_files
+from evaluation.colors import look
+from evaluation.figures import LABEL, LABEL_COLOR, SCALE_BARS_MM, gray_window
+from evaluation.metrics import summarise
+from evaluation.surfaces import mesh, sample, signed_surface_distance
+from evaluation.tables import COLUMNS, mean_sd, pick
+from runtime.journal import read_curves
+from utils import files
+from utils.nifti import axes_are_lps
+
+PAGE = Path(__file__).parent / "page"
+SCRIPTS = (
+    "report.js",
+    "plots.js",
+    "slices.js",
+    "surfaces.js",
+    "start.js",
+)  # each builds on those before
+GRAYS = 64  # levels of a stored scan; noise hides the steps, and the page takes half the bytes of 256
+TRIANGLES = 6000  # of a surface at most
+POINT_MM = 0.05  # steps of a stored surface point; 16 bits reach 1.6 m
+DISTANCE_VOX = 0.01  # steps of a stored distance
+CURVE_POINTS = 400  # of a curve at most
+HIDDEN_CURVES = ("data_wait",)
+LOW_IS_GOOD = ("asd_vox", "hd95_vox")
+COSTS = ("iteration", "training_seconds", "peak_memory_gib", "test_seconds")
+
+
+@dataclass(frozen=True)
+class System:
+    """A tested run on the page."""
+
+    name: str
+    scores: Mapping[str, Any]  # the content of its metrics.json
+    folder: Path  # of its curves.csv
+    printed: str = ""  # the paper's figures with their heading, as text; kept apart from the summary
+    masks: Path | None = None  # folder of its predictions, where they are kept
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """Scores of every case, output and post-processing; a distance that is undefined is NaN."""
+        return [{k: np.nan if v is None else v for k, v in row.items()} for row in self.scores["cases"]]
+
+    @cached_property
+    def reported(self) -> dict[str, dict[str, Any]]:
+        """Case -> scores of the reported output."""
+        kind = self.scores["reported"]["head"], self.scores["reported"]["post"]
+        return {row["case"]: row for row in pick(self.rows, *kind)}
+
+
+def write_report(
+    path: Path, title: str, systems: Sequence[System], root: Path | None = None, blocks: Sequence[str] = ()
+) -> None:
+    """Write the page, whole or not at all.
+
+    Args:
+        systems: the runs, the one that differences are taken to first.
+        root: folder of the scans, for slices and surfaces; without it the page has none.
+        blocks: texts to show as they are below the summary, beside the printed figures of the systems.
+    """
+    cases = list(dict.fromkeys(case for system in systems for case in system.reported))
+    data = {
+        "metrics": [
+            {"key": key, "heading": heading, "factor": factor, "decimals": decimals, "low": key in LOW_IS_GOOD}
+            for key, (heading, factor, decimals) in COLUMNS.items()
+        ],
+        "systems": [_system(system, index) for index, system in enumerate(systems)],
+        "cases": [{"id": case, "scores": [_scores(system, case) for system in systems]} for case in cases],
+        "label": {"name": LABEL, "color": LABEL_COLOR},
+        "bars": SCALE_BARS_MM,
+        "volumes": None if root is None else {case: _volume(root, case, systems) for case in cases},
+    }
+    page = (PAGE / "report.html").read_text(encoding="utf-8")
+    parts = {
+        "title": html.escape(title),
+        "subtitle": html.escape(f"{len(cases)} cases; {_scans(systems)}"),
+        "summary": _summary(systems),
+        "paper": _printed([*blocks, *(system.printed for system in systems)]),
+        "provenance": "".join(map(_provenance, systems)),
+        "css": (PAGE / "report.css").read_text(encoding="utf-8"),
+        "data": json.dumps(data, allow_nan=False).replace("</", "<\\/"),
+        "plotly": get_plotlyjs(),
+        "script": "\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS),
+    }
+    pieces = page.split("{{")  # not one replacement after another: a part may hold the mark of a later one
+    text = pieces[0] + "".join(parts[name] + rest for name, rest in (piece.split("}}", 1) for piece in pieces[1:]))
+    with files.atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+# --- tables
+
+
+def _scans(systems: Sequence[System]) -> str:
+    options = systems[0].scores["options"]
+    seeds = {system.scores["options"].get("seed") for system in systems}
+    several = f"{len(systems)} runs" if len(systems) > 1 else f"iteration {systems[0].scores['iteration']}"
+    seed = f", seed {options.get('seed')}" if len(seeds) == 1 else ""
+    return f"preset {options.get('preset')}, lists {options.get('split')}{seed}; {several}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    body = "".join(line(row, "td") for row in rows)
+    return f'<div class="scroll"><table><thead>{line(header, "th")}</thead><tbody>{body}</tbody></table></div>'
+
+
+def _summary(systems: Sequence[System]) -> str:
+    """mean ± sd of every run, output and post-processing."""
+    rows = []
+    for system in systems:
+        scores, reported = system.rows, system.scores["reported"]
+        for head, post in dict.fromkeys((row["head"], row["post"]) for row in scores):
+            summary = summarise(pick(scores, head, post))
+            star = " ★" if (head, post) == (reported["head"], reported["post"]) else ""
+            rows.append(
+                [system.name, f"{head}, {post}{star}", *(mean_sd(metric, summary[metric]) for metric in COLUMNS)]
+            )
+    return _table(["run", "output, filter", *(heading for heading, _, _ in COLUMNS.values())], rows)
+
+
+def _printed(blocks: Sequence[str]) -> str:
+    given = dict.fromkeys(filter(None, blocks))
+    return "".join(
+        f'<div class="paper scroll">{"".join(map(_paragraph, block.split(2 * chr(10))))}</div>' for block in given
+    )
+
+
+def _paragraph(text: str) -> str:
+    """A table keeps its columns, a sentence is broken where the page ends."""
+    tag = "pre" if "\n" in text.strip() else "p"
+    return f"<{tag}>{html.escape(text)}</{tag}>"
+
+
+def _provenance(system: System) -> str:
+    scores = system.scores
+    facts = {key: scores.get(key) for key in COSTS} | {"training_machine": scores.get("training_machine")}
+    facts |= {"test_machine": scores.get("test_machine"), "versions": scores.get("versions")}
+    lines = [f"{key}: {value}" for key, value in {**facts, **scores["options"]}.items()]
+    return (
+        f"<details><summary>{html.escape(system.name)}</summary><pre>{html.escape(chr(10).join(lines))}</pre></details>"
+    )
+
+
+# --- data of the script
+
+
+def _system(system: System, index: int) -> dict[str, Any]:
+    return {"name": system.name, **look(index), "curves": _curves(system.folder)}
+
+
+def _curves(folder: Path) -> dict[str, list[float | None]]:
+    """Columns of curves.csv, thinned."""
+    rows = read_curves(folder)
+    rows = rows[:: 1 + len(rows) // CURVE_POINTS]
+    names = dict.fromkeys(name for row in rows for name in row if name not in HIDDEN_CURVES)
+    return {name: [_number(row.get(name, np.nan)) for row in rows] for name in names}
+
+
+def _scores(system: System, case: str) -> dict[str, float | None] | None:
+    row = system.reported.get(case)
+    return {key: _number(row[key]) for key in COLUMNS} if row else None
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _volume(root: Path, case: str, systems: Sequence[System]) -> dict[str, Any]:
+    """A scan, its masks and their surfaces, packed; a mask that was not written is None."""
+    image, (spacing, _, direction) = case_files.read_image(root, case), case_files.read_geometry(root, case)
+    label = case_files.read_label(root, case) > 0
+    masks = [label, *(_prediction(system.masks, case) for system in systems)]
+    distance = signed_surface_distance(label) if label.any() and not label.all() else np.zeros(label.shape)
+    low, high = gray_window(image)
+    levels = np.clip((image - low) / (high - low) * (GRAYS - 1), 0, GRAYS - 1).round().astype(np.uint8)
+    return {
+        "shape": list(image.shape),
+        "spacing": [float(size) for size in spacing],
+        "anatomical": axes_are_lps(direction),  # else no sides are named
+        "centre": _centre(label),
+        "image": pack(residual(levels)),
+        "masks": [None if mask is None else pack(np.packbits(mask)) for mask in masks],
+        "surfaces": [_surface(mask, distance, spacing) for mask in masks],
+    }
+
+
+def _prediction(folder: Path | None, case: str) -> np.ndarray | None:
+    path = folder and folder / f"{case}.nii.gz"
+    return np.asarray(nib.load(path).dataobj) > 0 if path and path.exists() else None
+
+
+def _centre(label: np.ndarray) -> list[int]:
+    """The voxel whose three planes show most of the label; the middle of the scan where there is none."""
+    if not label.any():
+        return [length // 2 for length in label.shape]
+    others = [tuple({0, 1, 2} - {axis}) for axis in range(3)]
+    return [int(label.sum(axis=axes).argmax()) for axes in others]
+
+
+def _surface(mask: np.ndarray | None, distance: np.ndarray, spacing: Sequence[float]) -> dict[str, Any] | None:
+    """Triangles in mm, and at each point the distance to the label's surface in voxels; None for no surface."""
+    if mask is None or not mask.any():
+        return None
+    surface = mesh(mask, TRIANGLES)
+    wide = np.uint16 if len(surface.vertices) <= 1 << 16 else np.uint32
+    return {
+        "points": _steps(surface.vertices * spacing, POINT_MM),
+        "faces": pack(surface.faces.astype(wide)),
+        "bytes": wide().itemsize,
+        "distance": _steps(sample(distance, surface.vertices), DISTANCE_VOX),
+        "steps": [POINT_MM, DISTANCE_VOX],
+    }
+
+
+def residual(levels: np.ndarray) -> np.ndarray:
+    """Each voxel minus the mean of those before it along the first two axes, modulo 256: a quarter less once packed."""
+    before = np.pad(levels.astype(np.int16), ((1, 0), (1, 0), (0, 0)))
+    return (levels - (before[:-1, 1:] + before[1:, :-1]) // 2).astype(np.uint8)
+
+
+def pack(values: np.ndarray) -> str:
+    """Bytes of an array in C order, gzip, base64; the same bytes for the same array."""
+    return base64.b64encode(gzip.compress(np.ascontiguousarray(values).tobytes(), 6, mtime=0)).decode()
+
+
+def _steps(values: np.ndarray, step: float) -> str:
+    """Values rounded to whole steps, 16 bits each: a third of the bytes of floats once they are packed."""
+    return pack(np.clip(np.rint(values / step), -(1 << 15), (1 << 15) - 1).astype(np.int16))

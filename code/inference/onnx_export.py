@@ -1,0 +1,87 @@
+"""A trained network as an ONNX file, for runtimes without PyTorch."""
+
+import contextlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from networks.vnet import STRIDE
+from utils import files
+from utils.errors import InputError
+
+OPSET = 18
+INPUT, OUTPUT = "image", "prob"
+TRACED = (2, 1, 2 * STRIDE, 3 * STRIDE, 4 * STRIDE)  # sizes that differ, so that none is taken for another
+
+
+def export_onnx(network: nn.Module, patch: Sequence[int], metadata: dict[str, Any], path: Path) -> float:
+    """Write a network on the CPU, (B, 1, W, H, D) -> (B, 1, W, H, D), to `path`, and run the file once.
+
+    Batch, W, H and D are free, W, H and D multiples of 16; a `patch` that is none fixes them instead, and the
+    padding to the next multiple becomes part of the file.
+
+    Args: metadata, plain values, stored in the file as JSON under their names.
+    Returns: the largest difference between onnxruntime and PyTorch on one random patch.
+    """
+    network.eval()
+    with files.atomic(path) as temporary:
+        program = _exported(network, patch)
+        program.model.metadata_props.update({name: json.dumps(value) for name, value in metadata.items()})
+        program.save(temporary, external_data=False)
+        return _difference(network, patch, temporary)
+
+
+def _exported(network: nn.Module, patch: Sequence[int]) -> Any:
+    batch = torch.export.Dim("batch")
+    if any(length % STRIDE for length in patch):
+        example, free = torch.zeros(2, 1, *patch), {0: batch}
+    else:
+        sizes = [STRIDE * torch.export.Dim(name) for name in ("w", "h", "d")]
+        example, free = torch.zeros(TRACED), {0: batch, 2: sizes[0], 3: sizes[1], 4: sizes[2]}
+    try:
+        with _quiet():
+            return torch.onnx.export(
+                network,
+                (example,),
+                dynamo=True,
+                dynamic_shapes=(free,),
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                opset_version=OPSET,
+                verbose=False,
+            )
+    except ImportError as error:
+        raise InputError(f"--export needs onnx and onnxscript ({error}): pip install -r requirements.txt") from None
+
+
+def _difference(network: nn.Module, patch: Sequence[int], path: Path) -> float:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise InputError("--export checks its file with onnxruntime: pip install -r requirements.txt") from None
+    image = torch.randn((1, 1, *patch), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = network(image).numpy()
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return float(np.abs(session.run([OUTPUT], {INPUT: image.numpy()})[0] - expected).max())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks on torchvision and its own deprecations, which no user can mend."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,30 @@
+"""What the mean-teacher family shares: a frozen moving average of the student, its noise, and repeated passes.
+
+Mean Teacher is Tarvainen & Valpola, NeurIPS 2017; the details are those of UA-MT's public code.
+"""
+
+import copy
+
+import torch
+from torch import nn
+
+
+def frozen_copy(network: nn.Module) -> nn.Module:
+    """A copy of its own memory that no optimizer changes."""
+    return copy.deepcopy(network).requires_grad_(False)
+
+
+@torch.no_grad()
+def update_ema(teacher: nn.Module, student: nn.Module, decay: float, buffers: bool = False) -> None:
+    """teacher <- decay x teacher + (1 - decay) x student, for all parameters; decay 0 copies exactly.
+
+    With `buffers` the batch-norm statistics follow as well; a counter (integer) is copied.
+    """
+    pairs = list(zip(teacher.parameters(), student.parameters(), strict=True))
+    if buffers:
+        pairs += zip(teacher.buffers(), student.buffers(), strict=True)
+    for old, new in pairs:
+        if old.is_floating_point():
+            old.lerp_(new, 1 - decay)
+        else:
+            old.copy_(new)

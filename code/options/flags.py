@@ -1,0 +1,304 @@
+"""Every shared flag in titled groups: the only home of their defaults, which are the paper's."""
+
+import argparse
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from options.presets import COMPAT, PRESETS
+from utils.files import REPOSITORY, repository_path
+from utils.schedules import RAMP_UNIT
+
+OFFICIAL = REPOSITORY / "data" / "LA"  # where the official lists are, whatever --root_path holds
+LISTS = ("train.list", "test.list")  # in a data folder; those of another --split have its name before theirs
+PAPER_ITERATIONS = 6000  # what schedule lengths are fractions of
+PROTOCOLS = ("paper", "fast", "whole")
+LESS_WINDOW = "lower --window_batch or give --window patch"  # against a lack of memory
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults as one would type them, except those that say nothing; values are called by their kind."""
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        if action.type in (int, float):
+            return "N" if action.type is int else "X"
+        return "PATH" if action.dest.endswith(("path", "list", "out", "dest", "source", "pretrained")) else "NAME"
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.default is None or action.default is False or action.default == [] or "default" in action.help:
+            return action.help
+        if isinstance(action.default, list):
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
+        return super()._get_help_string(action)
+
+
+def add_path_options(parser: ArgumentParser) -> None:
+    """Where the scans and their lists are."""
+    group = parser.add_argument_group("scans")
+    group.add_argument("--root_path", default="data/LA", help="folder of the cases, <root_path>/<case>/mri_norm2.h5")
+    group.add_argument(
+        "--split",
+        choices=("official", "dev"),
+        default="official",
+        help="pair of lists in --root_path: train.list and test.list, or dev_train.list and dev_test.list",
+    )
+    group.add_argument("--train_list", help="file of training case ids, labeled first (default: that of --split)")
+    group.add_argument("--test_list", help="file of test case ids (default: that of --split)")
+
+
+def add_data_options(parser: ArgumentParser) -> None:
+    """Which cases are labeled, and how they are read."""
+    group = parser.add_argument_group("data")
+    group.add_argument("--labelnum", type=int, default=16, help="labeled cases: the first so many of the training list")
+    group.add_argument("--labeled_list", help="file of the labeled case ids, instead of the first --labelnum")
+    group.add_argument(
+        "--unlabelnum", type=int, help="unlabeled cases: the first so many after the labeled ones (default: all)"
+    )
+    group.add_argument("--scale", type=float, default=1.0, help="resample volumes by this factor; tests score natively")
+    group.add_argument("--cache", choices=("ram", "none"), default="ram", help="keep decoded cases in memory or not")
+    group.add_argument("--num_workers", type=int, default=4, help="loader processes; batches do not depend on it")
+
+
+def add_augmentation_options(parser: ArgumentParser) -> None:
+    """What happens to a training crop."""
+    group = parser.add_argument_group("augmentation")
+    group.add_argument(
+        "--flip",
+        choices=("random", "always"),
+        default="random",
+        help="random: all 8 in-plane symmetries; always: the public codes' forced flip, reflections only",
+    )
+    group.add_argument(
+        "--crop_bound",
+        choices=("inclusive", "exclusive"),
+        default="inclusive",
+        help="exclusive: the public codes' crop, which never reaches the last slice",
+    )
+    group.add_argument("--aug_zoom", type=float, default=0.0, help="zoom by a factor in [1/(1+z), 1+z], isotropic")
+    group.add_argument("--aug_rotate", type=float, default=0.0, help="rotate by up to so many degrees, axial plane")
+    group.add_argument(
+        "--aug_intensity",
+        type=float,
+        default=0.0,
+        help="strength of random contrast, brightness, gamma and noise",
+    )
+
+
+def add_training_options(parser: ArgumentParser) -> None:
+    """Network, optimisation, schedules and how the run is carried out."""
+    network = parser.add_argument_group("network")
+    network.add_argument(
+        "--patch_size",
+        type=int,
+        nargs=3,
+        default=[112, 112, 80],
+        metavar=("W", "H", "D"),
+        help="crop, in voxels",
+    )
+    network.add_argument("--n_filters", type=int, default=16, help="width: channels at full resolution")
+    network.add_argument("--dropout", type=float, default=0.5, help="probability of the channel-wise dropout")
+    network.add_argument("--norm", choices=("batch", "instance", "group"), default="batch", help="normalisation layer")
+    network.add_argument(
+        "--recompute",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="compute the outputs of batch norm and ReLU again for the backward pass instead of keeping them: about "
+        "two thirds of the memory for a twentieth more time; on a CPU the same numbers",
+    )
+    network.add_argument(
+        "--pretrained",
+        help="start from weights published by UA-MT, SASSNet, DTC or DTML (.pth; two files separated by a comma "
+        "for a method of two networks)",
+    )
+
+    network.add_argument(
+        "--sync_bn",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="batch norm over the batches of all processes (several GPUs under torchrun); on CPUs each has its own",
+    )
+
+    optim = parser.add_argument_group("optimisation")
+    optim.add_argument("--max_iterations", type=int, default=PAPER_ITERATIONS, help="length of the training")
+    optim.add_argument("--batch_size", type=int, default=4, help="volumes per batch, of each process of torchrun")
+    optim.add_argument(
+        "--labeled_bs",
+        type=int,
+        help="labeled volumes per batch (default: half; all of it without unlabeled cases)",
+    )
+    optim.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="optimizer of the segmenters")
+    optim.add_argument("--base_lr", type=float, default=0.01, help="learning rate at the start")
+    optim.add_argument("--momentum", type=float, default=0.9, help="momentum of SGD")
+    optim.add_argument("--weight_decay", type=float, default=1e-4, help="weight decay")
+    optim.add_argument(
+        "--lr_schedule",
+        choices=("steps", "cosine", "constant"),
+        default="steps",
+        help="course of the learning rate",
+    )
+    optim.add_argument(
+        "--lr_step",
+        type=int,
+        help="iterations between two steps of the rate (default: 2500/6000 of the training)",
+    )
+    optim.add_argument("--lr_gamma", type=float, default=0.1, help="factor of a step of the rate")
+    optim.add_argument("--warmup", type=int, default=0, help="iterations of linear warm-up of the rate")
+    optim.add_argument("--seed", type=int, default=1337, help="seed of weights, batches and dropout")
+    optim.add_argument("--deterministic", action="store_true", help="deterministic kernels, at some cost in speed")
+
+
+def add_consistency_options(parser: ArgumentParser) -> None:
+    """The consistency weight that the semi-supervised methods share."""
+    group = parser.add_argument_group("consistency")
+    group.add_argument("--consistency", type=float, default=0.1, help="final weight of the consistency loss")
+    group.add_argument(
+        "--consistency_rampup",
+        type=float,
+        help=f"length of the Gaussian ramp-up in units of {RAMP_UNIT} iterations, as in the public codes "
+        "(default: --rampup_share; the paper's 40 are its 6000 iterations)",
+    )
+    group.add_argument(
+        "--rampup_share", type=float, default=1.0, help="length of the ramp-up as a share of the training, at most 1"
+    )
+    group.add_argument(
+        "--ramp",
+        choices=("smooth", "stairs"),
+        default="smooth",
+        help="stairs: the public codes' 40 stairs, or one per unit of --consistency_rampup",
+    )
+
+
+def add_run_options(parser: ArgumentParser) -> None:
+    """Where a run is written, and what it does besides training."""
+    run = parser.add_argument_group("run")
+    run.add_argument("--model_path", default="model", help="folder of all runs")
+    run.add_argument("--exp", help="name of the run (default: from method, preset, labels and seed)")
+    existing = run.add_mutually_exclusive_group()
+    existing.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue from last.pth with the options of the run; starts fresh where there is none",
+    )
+    existing.add_argument("--overwrite", action="store_true", help="delete an existing run of this name first")
+    run.add_argument(
+        "--save_every", type=int, help="iterations between checkpoints (default: 1000/6000 of the training)"
+    )
+    run.add_argument(
+        "--keep_checkpoints",
+        action="store_true",
+        help="keep every checkpoint beside last.pth, as iteration_<N>.pth; see --weights of test_LA.py",
+    )
+    run.add_argument("--log_every", type=int, default=10, help="iterations between lines of the curves")
+    run.add_argument(
+        "--log_gradients",
+        action="store_true",
+        help="also log the norm of each term's gradient; these iterations take a backward pass more for each term",
+    )
+    run.add_argument("--image_every", type=int, default=200, help="iterations between TensorBoard images; 0 for none")
+    run.add_argument(
+        "--val_cases",
+        type=int,
+        default=0,
+        help="last labeled cases kept out of training to pick best_val.pth",
+    )
+    run.add_argument("--val_every", type=int, help="iterations between validations (default: as --save_every)")
+
+
+def add_device_options(parser: ArgumentParser) -> None:
+    """Where and how the networks are computed."""
+    group = parser.add_argument_group("device")
+    group.add_argument("--device", choices=("cpu", "cuda"), help="default: the first GPU, or the CPU with a notice")
+    group.add_argument("--gpu", type=int, help="index of the GPU; not with torchrun, where each process has its own")
+    group.add_argument(
+        "--amp",
+        choices=("off", "bf16", "fp16"),
+        default="off",
+        help="mixed precision; transform and losses stay float32",
+    )
+    group.add_argument("--compile", action="store_true", help="torch.compile the networks")
+
+
+def add_window_arguments(group, protocol: str | None = None) -> None:
+    """The sliding window; with a default for it, also `--protocol`, the window by name."""
+    if protocol:
+        group.add_argument(
+            "--protocol",
+            choices=PROTOCOLS,
+            default=protocol,
+            help="windows by name. paper: as the run was trained to be tested; fast: steps of a third of a "
+            "patch in the plane and of half a patch across; whole: one window around the whole scan",
+        )
+    group.add_argument("--stride_xy", type=int, default=18, help="in-plane stride of the window, in voxels")
+    group.add_argument("--stride_z", type=int, default=4, help="axial stride of the window, in voxels")
+    group.add_argument(
+        "--blend", choices=("uniform", "gaussian"), default="uniform", help="weight of a window's voxels"
+    )
+    group.add_argument(
+        "--window",
+        choices=("patch", "whole"),
+        default="patch",
+        help="size of a window: --patch_size, or the whole scan in one pass, whose memory grows with the scan",
+    )
+    group.add_argument("--window_batch", type=int, default=4, help="windows per forward pass")
+
+
+def protocol_defaults(protocol: str, patch: Sequence[int]) -> dict[str, Any]:
+    """The window flags that --protocol stands for, for a patch (W, H, D): between those by hand and the run's own."""
+    if protocol == "paper":
+        return {}
+    if protocol == "whole":
+        return {"window": "whole"}
+    return {"window": "patch", "stride_xy": min(patch[:2]) // 3, "stride_z": patch[2] // 2, "blend": "uniform"}
+
+
+def add_inference_options(parser: ArgumentParser, protocol: str | None = None) -> None:
+    """The sliding window, with --protocol where it has a default, and what is scored."""
+    group = parser.add_argument_group("inference")
+    add_window_arguments(group, protocol)
+    group.add_argument("--head", help="output to report (default: the method's first); all are scored")
+    group.add_argument(
+        "--post",
+        choices=("none", "lcc"),
+        default="none",
+        help="prediction to report: as it is, or its largest connected component; both are scored",
+    )
+    group.add_argument(
+        "--eval_empty",
+        choices=("nan", "zeros"),
+        default="nan",
+        help="distances of an empty prediction: undefined and counted as missed, or the public code's 0",
+    )
+
+
+def add_preset_options(parser: ArgumentParser) -> None:
+    """Named groups of defaults."""
+    parser.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        default="paper",
+        help="named settings: of the paper; for real scans without a GPU; for the phantom, in minutes. Flags given by "
+        "hand win",
+    )
+    add_compat_option(parser)
+
+
+def add_compat_option(parser: ArgumentParser) -> None:
+    """One switch for the quirks of the public codes."""
+    parser.add_argument(
+        "--compat",
+        choices=("off", *COMPAT),
+        default="off",
+        help="public: every quirk of the public codes at once, as docs/methods.md lists them",
+    )
+
+
+def list_paths(options: Namespace) -> tuple[Path, Path]:
+    """The training and the test list that --split, --train_list and --test_list pick."""
+    prefix = "" if options.split == "official" else f"{options.split}_"
+    root = repository_path(options.root_path)
+    named = (options.train_list, options.test_list)
+    return tuple(
+        repository_path(given) if given else root / f"{prefix}{default}"
+        for given, default in zip(named, LISTS, strict=True)
+    )

@@ -1,0 +1,54 @@
+"""The HTML report on the rows of the paper's tables, from what reproduce.py has kept."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dataloaders.case_files import case_path
+from evaluation.report import System, write_report
+from paper.jobs import Job, kept_scores, read_json
+from paper.systems import SYSTEMS
+from runtime import runs
+from utils.errors import InputError
+from utils.files import repository_path
+
+
+def write_tables_report(jobs: Sequence[Job], tables: Sequence[str], out: Path) -> Path:
+    """One page on the kept results of each row's first seed; returns its path.
+
+    With slices and surfaces where scans and predictions are at hand, which are not among the kept results.
+    """
+    first = {job.row: job for job in reversed(jobs) if kept_scores(job) is not None}
+    rows = [first[key] for key in SYSTEMS if key in first]
+    if not rows:
+        raise InputError("--report has nothing to show: no row is done yet")
+    names = report_names(rows)
+    systems = [
+        System(name, kept_scores(job), job.kept, masks=predictions_of(job))
+        for name, job in zip(names, rows, strict=True)
+    ]
+    root = repository_path(rows[0].options.root_path)
+    cases = {case for system in systems for case in system.reported}
+    seen = any(system.masks for system in systems) and all(case_path(root, case).exists() for case in cases)
+    title = "Tables of the DTML paper, reproduced"
+    write_report(
+        out / runs.REPORT,
+        title,
+        systems,
+        root if seen else None,
+        blocks=[table.partition("\n\nwritten: ")[0] for table in tables],
+    )
+    return out / runs.REPORT
+
+
+def report_names(rows: Sequence[Job]) -> list[str]:
+    """The rows as the tables call them, with the seed unless it is that of all."""
+    seeds = {job.options.seed for job in rows}
+    named = [(SYSTEMS[job.row].title(job.options), job) for job in rows]
+    return [name if len(seeds) == 1 else f"{name}, seed {job.options.seed}" for name, job in named]
+
+
+def predictions_of(job: Job) -> Path | None:
+    """Folder of the predictions behind the kept scores; None if they are gone, or of another test."""
+    path = job.folder / runs.METRICS_JSON
+    same = path.exists() and read_json(path).get("cases") == kept_scores(job)["cases"]
+    return job.folder / runs.PREDICTIONS if same and (job.folder / runs.PREDICTIONS).is_dir() else None

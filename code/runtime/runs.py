@@ -1,0 +1,182 @@
+"""Run folder, log, checkpoint, seed: the one place that knows the names of files."""
+
+import os
+import random
+import shutil
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from utils.errors import InputError
+from utils.files import PARTIAL, atomic, repository_path, writing
+
+LAST, BEST_VAL = "last.pth", "best_val.pth"
+LOG, OPTIONS, CURVES = "log.txt", "options.json", "curves.csv"
+METRICS_CSV, METRICS_JSON = "metrics.csv", "metrics.json"
+PREDICTIONS, FIGURES, TENSORBOARD = "predictions", "figures", "tensorboard"
+BEST_ON_TEST = "best_on_test.json"  # of a kept result: the summaries of all its checkpoints
+REPORT = "report.html"  # in a run folder, and beside tables
+PREDICTIONS_CSV, PREDICTIONS_JSON = "predictions.csv", "predictions.json"  # in a folder that predict.py writes
+
+# What may differ between a run and its continuation, for it decides where and how the run is computed, not what.
+FREE_ON_RESUME = frozenset(
+    "root_path device gpu amp compile recompute num_workers cache window_batch save_every keep_checkpoints log_every "
+    "log_gradients image_every val_every".split()
+)
+OF_A_RUN = {"method", "patch_size"}  # what the options of every run have
+OF_THE_COMMAND = ("exp", "model_path", "resume", "overwrite")  # a run does not hand these on to its continuation
+
+
+def run_folder(model_path: str, exp: str) -> Path:
+    """`<model_path>/<exp>`, below `<model_path>`."""
+    root = Path(os.path.normpath(repository_path(model_path)))
+    folder = Path(os.path.normpath(root / exp))
+    if root not in folder.parents:
+        raise InputError(f"--exp {exp} must name a folder below --model_path {root}")
+    return folder
+
+
+def checkpoint_path(folder: Path, weights: str) -> Path:
+    """File of `last`, `best_val` or `iteration_<N>`."""
+    return folder / weights_file(weights)
+
+
+def weights_file(weights: str) -> str:
+    """Its name."""
+    return f"{weights}.pth"
+
+
+def iteration_name(iteration: int) -> str:
+    """Name of the weights that --keep_checkpoints keeps at an iteration."""
+    return f"iteration_{iteration}"
+
+
+def kept_checkpoints(folder: Path) -> list[str]:
+    """Names of the weights that --keep_checkpoints has kept, by iteration."""
+    names = (path.stem for path in folder.glob(weights_file(iteration_name("*"))))
+    return sorted(names, key=lambda name: int(name.rpartition("_")[2]))
+
+
+def scores_folder(folder: Path, weights: str) -> Path:
+    """Where scores, predictions and figures go: for `iteration_<N>` a folder of its own within that of the run."""
+    return folder if checkpoint_path(Path(), weights).name in (LAST, BEST_VAL) else folder / weights
+
+
+def default_exp(options: Namespace) -> str:
+    """Name of a run that was not named by --exp."""
+    return f"{options.method}_{options.preset}_l{options.labelnum}_s{options.seed}"
+
+
+def resumed_options(options: Namespace, by_hand: set[str]) -> Namespace:
+    """The options of the run that --resume continues; those given where there is no such run.
+
+    A run keeps its options, also those that a preset has changed since. A flag given by hand that contradicts them
+    is an `InputError`, but for `FREE_ON_RESUME`: there the flag wins.
+    """
+    path = run_folder(options.model_path, options.exp) / LAST
+    if not (options.resume and path.exists()):
+        return options
+    stored = load_checkpoint(path)["options"]
+    without_effect = {"labelnum"} if stored.get("labeled_list") else set()  # the list decides
+    for name in sorted(by_hand.difference(FREE_ON_RESUME, OF_THE_COMMAND, without_effect)):
+        if getattr(options, name) != stored.get(name):
+            raise InputError(
+                f"--{name} {getattr(options, name)} contradicts run {options.exp}, which was started with "
+                f"{stored.get(name)}; leave it out to continue that run, or give another --exp"
+            )
+    kept = {*OF_THE_COMMAND, *(FREE_ON_RESUME & by_hand)}
+    if kept & {"device", "gpu"}:  # one without the other means a default, not the other's old value
+        kept |= {"device", "gpu"}
+    return Namespace(**{**vars(options), **stored, **{name: getattr(options, name) for name in kept}})
+
+
+def claim_run(options: Namespace) -> Path:
+    """The folder of a new or resumed run, not yet made; an existing run without --resume or --overwrite is an error."""
+    folder = run_folder(options.model_path, options.exp)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; choose another --exp or --model_path")
+    if _holds_run(folder) and not (options.resume or options.overwrite):
+        raise InputError(f"run {options.exp} exists in {folder}; give --resume, --overwrite or another --exp")
+    return folder
+
+
+def prepare_run(folder: Path, overwrite: bool) -> None:
+    """Make the folder; with --overwrite delete the run in it. What a killed process left half-written goes too."""
+    with writing(folder):
+        if overwrite and _holds_run(folder):
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.glob(f".*{PARTIAL}"):
+            path.unlink()
+
+
+def _holds_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (OPTIONS, LAST))
+
+
+def existing_run(model_path: str, exp: str) -> Path:
+    """The folder of a run that was trained; names the runs that exist if this one does not."""
+    folder = run_folder(model_path, exp)
+    if not (folder / OPTIONS).exists():
+        root = repository_path(model_path)
+        known = sorted(str(path.parent.relative_to(root)) for path in root.glob(f"**/{OPTIONS}"))
+        there = f"there are: {', '.join(known)}" if known else "there is none yet"
+        raise InputError(f"no run {exp!r} in {root} ({there}); see --exp and --model_path")
+    return folder
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """A checkpoint, whole or not at all."""
+    with atomic(path) as temporary:
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # how torch reports a full disk
+            raise InputError(f"cannot write {path}: no room for it is left; make room or see --model_path") from error
+
+
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """A checkpoint of this project; only plain data and tensors are unpickled."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise InputError(
+            f"there is no checkpoint {path}; train first (best_val needs --val_cases, iteration_<N> --keep_checkpoints)"
+        ) from None
+    except Exception as error:
+        raise InputError(f"{path} is not a readable checkpoint ({type(error).__name__}); see --exp") from error
+    options = state.get("options") if isinstance(state, dict) else None
+    if not isinstance(options, dict) or not OF_A_RUN <= options.keys() or not {"networks", "iteration"} <= state.keys():
+        raise InputError(f"{path} is not a checkpoint of this project; published weights go to --pretrained")
+    return state
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every generator that a method may draw from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  the legacy generator is what users' own code may draw from
+    torch.manual_seed(seed)
+
+
+def rng_state() -> dict[str, Any]:
+    """States of all generators, as plain data and tensors."""
+    name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
+    return {
+        "python": random.getstate(),
+        "numpy": (name, keys.tolist(), position, has_gauss, gauss),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_rng(state: dict[str, Any]) -> None:
+    """Undo what has been drawn since `rng_state`."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(state["torch"].cpu())
+    for index, generator in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(generator.cpu(), index)

@@ -1,0 +1,255 @@
+"""From scans as files to a data folder: prepared cases, a manifest, the record of the preprocessing.
+
+Each prepared case carries what it was made from (hashes and settings), so that a second run skips what is there, an
+interrupted one continues, and a changed file or setting is noticed.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+from dataloaders.case_files import CASE_FILE, DEST, DIRECTION_KEY, ORIGIN_KEY, SPACING_KEY, case_path, write_case
+from scans.files import Scan, orientation_of, read_scan, same_grid
+from scans.preprocess import RECORD, Preprocessing
+from utils.errors import InputError
+from utils.files import write_json, writing
+from utils.resample import Size
+
+MANIFEST = "manifest.json"
+SOURCE_KEY = "source"  # attribute of a prepared case: its line of the manifest, and the settings
+VERSION = 1  # of what is done below: raise it with whatever changes an array
+ML_PER_MM3 = 1e-3
+Region = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A scan to prepare: its case id, its image and, if it is labeled, its label; each a file or a DICOM folder."""
+
+    case: str
+    image: Path
+    label: Path | None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides on the arrays of a case.
+
+    foreground: values of the label that are foreground; None is every value but 0.
+    crop: (case, label or None, shape) -> region to keep of the processed volume; None keeps all.
+    settings: all of it as plain data, for the manifest.
+    """
+
+    preprocessing: Preprocessing
+    settings: dict[str, Any]
+    foreground: tuple[int, ...] | None = None
+    crop: Callable[[str, np.ndarray | None, Size], Region] | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Records of the sound cases and faults of the others, by case id, in the order of the sources."""
+
+    cases: dict[str, dict[str, Any]]
+    faults: dict[str, str]
+    kept: int  # cases that were there already
+    changed: bool  # whether the lists have to be drawn anew: other cases, other labels, another split
+
+    @property
+    def labeled(self) -> list[str]:
+        return [case for case, record in self.cases.items() if record["label"]]
+
+    @property
+    def unlabeled(self) -> list[str]:
+        return [case for case, record in self.cases.items() if not record["label"]]
+
+
+def prepare_folder(
+    dest: Path,
+    sources: Sequence[Source],
+    recipe: Recipe,
+    overwrite: bool,
+    write_lists: Callable[[Outcome], None],
+    split: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """Write every case, the lists and the manifest; a scan that cannot be used is a fault, and the others go on.
+
+    Args:
+        write_lists: called when all cases are there, before the manifest says so.
+        split: settings that decide on the lists; kept in the manifest, so that they do not change unnoticed.
+    A folder that was prepared with other settings is an `InputError`, unless `overwrite` is set; one with cases that
+    were not prepared at all always is.
+    """
+    head = {"settings": {"version": VERSION, **recipe.settings}, "split": dict(split or {})}
+    head = json.loads(json.dumps(head))  # as it will be read again
+    old = _claim(dest, head, overwrite)
+    with writing(dest, DEST):
+        dest.mkdir(parents=True, exist_ok=True)
+    write_json(dest / RECORD, recipe.preprocessing.as_record(), DEST)
+    if any(old.get(key) != value for key, value in head.items()):
+        write_json(dest / MANIFEST, {**head, "cases": {}, "faults": {}}, DEST)
+    cases, faults, kept = {}, {}, 0
+    for source in tqdm(sources, desc="scans", disable=None):  # None: a bar on a terminal only
+        try:
+            record, content = _prepare_or_keep(dest, source, recipe, head["settings"], overwrite)
+        except (InputError, OSError) as error:
+            faults[source.case] = str(error)
+            continue
+        if content:
+            write_case(dest, source.case, *content)  # not among the faults: a full disk ends the run
+        kept += content is None
+        cases[source.case] = {key: value for key, value in record.items() if key != "settings"}
+    changed = old["split"] != head["split"] or _labels(old.get("cases", {})) != _labels(cases)
+    outcome = Outcome(cases, faults, kept, changed)
+    write_lists(outcome)
+    write_json(dest / MANIFEST, {**head, "cases": cases, "faults": faults}, DEST)
+    return outcome
+
+
+def _prepare_or_keep(
+    dest: Path, source: Source, recipe: Recipe, settings: dict[str, Any], overwrite: bool
+) -> tuple[dict[str, Any], tuple | None]:
+    """The record of a case and what `write_case` writes, None where the same is there already."""
+    files = {"image": _fingerprint(source.image), "label": source.label and _fingerprint(source.label)}
+    wanted = {"settings": settings, **files}
+    if not overwrite and (record := _prepared(dest, source.case, wanted)):
+        return record, None
+    image, label, facts, geometry = prepare_case(source, recipe)
+    record = {**wanted, **facts}
+    return record, (image, label, {**geometry, SOURCE_KEY: json.dumps(record)})
+
+
+def _labels(cases: Mapping[str, Any]) -> dict[str, bool]:
+    """Which cases there are, and which of them are labeled."""
+    return {case: bool(record["label"]) for case, record in cases.items()}
+
+
+def _claim(dest: Path, wanted: dict[str, Any], overwrite: bool) -> dict[str, Any]:
+    """The manifest of a folder that was prepared before, empty for a new one; an error where it must not be written."""
+    path = dest / MANIFEST
+    if not path.exists():
+        if foreign := next(dest.glob(f"*/{CASE_FILE}"), None):
+            raise InputError(f"{dest} holds {foreign.parent.name}, not prepared by this script; give another {DEST}")
+        return {"split": None}
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+        flat = [{**manifest["settings"], **manifest["split"]} for manifest in (old, wanted)]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{path} is no manifest of prepared scans; give another {DEST}, or remove it") from None
+    changed = [key for key in flat[0] | flat[1] if flat[0].get(key) != flat[1].get(key)]
+    if changed and not overwrite:
+        was, now = (one.get(changed[0]) for one in flat)
+        raise InputError(
+            f"{dest} was prepared with {changed[0]} {was}, now it is {now}; "
+            f"pass --overwrite to write all of it again, or give another {DEST}"
+        )
+    return old
+
+
+def _prepared(dest: Path, case: str, wanted: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of a case that was made from these files with these settings; None if it is to be written."""
+    try:
+        with h5py.File(case_path(dest, case), "r") as file:
+            record = json.loads(file.attrs[SOURCE_KEY])
+    except (OSError, KeyError, ValueError):
+        return None
+    return record if all(record.get(key) == value for key, value in wanted.items()) else None
+
+
+def _fingerprint(path: Path) -> dict[str, str]:
+    """Name and SHA-256 of a scan: of its bytes, for several files of all their names and bytes."""
+    if not path.exists():
+        raise InputError(f"there is no scan {path}; correct the path that was given")
+    files = [path]
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.is_file())
+    elif path.suffix.lower() == ".mhd":  # a header; its voxels are in another file
+        named = re.search(rb"^ElementDataFile\s*=\s*(.+?)\s*$", path.read_bytes(), re.MULTILINE)
+        files += [file for file in [path.parent / named[1].decode()] if file.is_file()] if named else []
+    digest = hashlib.sha256()
+    for file in files:
+        if len(files) > 1:
+            digest.update(file.name.encode())
+        with open(file, "rb") as opened:
+            while block := opened.read(1 << 20):
+                digest.update(block)
+    return {"file": path.name, "sha256": digest.hexdigest()}
+
+
+# --- one case
+
+
+def prepare_case(
+    source: Source, recipe: Recipe
+) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any], dict[str, Any]]:
+    """Image (W, H, D) float32, label uint8 or None, what the manifest says of them, and their geometry."""
+    scan = read_scan(source.image)
+    mask = None if source.label is None else _read_mask(source, scan, recipe.foreground)
+    image, place = recipe.preprocessing.apply(scan)
+    label = None if mask is None else place.place_label(mask)
+    if label is not None and not label.any():
+        raise InputError(f"the label vanishes at voxels of {recipe.preprocessing.spacing_mm} mm; lower --spacing_mm")
+    affine, start = place.affine, (0, 0, 0)
+    if recipe.crop:
+        region = recipe.crop(source.case, label, image.shape)
+        start = tuple(part.start for part in region)
+        affine = affine @ _shift(start)
+        image, label = image[region], None if label is None else label[region]
+    made = Scan(image, affine)
+    record = {
+        "shape": list(scan.array.shape),
+        "spacing_mm": list(scan.spacing_mm),
+        "orientation": orientation_of(scan.affine),
+        "intensity": {name: float(getattr(scan.array, name)()) for name in ("min", "max", "mean", "std")},
+        "label_ml": None if mask is None else float(mask.sum() * np.prod(scan.spacing_mm) * ML_PER_MM3),
+        "prepared_shape": list(image.shape),
+        "prepared_spacing_mm": list(made.spacing_mm),
+        "prepared_start": list(start),
+    }
+    geometry = {SPACING_KEY: made.spacing_mm, ORIGIN_KEY: made.origin_mm, DIRECTION_KEY: made.direction.ravel()}
+    return image, label, record, geometry
+
+
+def _read_mask(source: Source, scan: Scan, foreground: tuple[int, ...] | None) -> np.ndarray:
+    """The label of a scan as (W, H, D) Boolean."""
+    label = read_scan(source.label)
+    if not same_grid(scan, label):
+        raise InputError(
+            f"{source.label} lies on another grid than {source.image} (shape {label.array.shape} and "
+            f"{scan.array.shape}, or another spacing, origin or direction); resample the label onto its image"
+        )
+    values = np.unique(label.array)
+    if not (np.isfinite(values).all() and np.equal(values, np.round(values)).all()):
+        raise InputError(f"{source.label} holds values that are no whole numbers; give a label, not a probability map")
+    mask = label.array != 0 if foreground is None else np.isin(label.array, foreground)
+    if not mask.any():
+        found = ", ".join(f"{value:g}" for value in values[:10])
+        wanted = "value but 0" if foreground is None else " or ".join(map(str, foreground))
+        raise InputError(f"{source.label} holds no {wanted} (found: {found}); give the scan without its label")
+    return mask
+
+
+def _shift(start: Sequence[int]) -> np.ndarray:
+    affine = np.eye(4)
+    affine[:3, 3] = start
+    return affine
+
+
+def report(dest: Path, outcome: Outcome) -> list[str]:
+    """Lines for the terminal about a prepared folder: how many cases, and every fault."""
+    lines = [
+        f"{dest}: {len(outcome.labeled)} labeled and {len(outcome.unlabeled)} unlabeled cases "
+        f"({len(outcome.cases) - outcome.kept} written, {outcome.kept} were there already)"
+    ]
+    lines += [f"fault: {case}: {fault}" for case, fault in outcome.faults.items()]
+    if outcome.faults:
+        lines.append(f"{len(outcome.faults)} of {len(outcome.cases) + len(outcome.faults)} scans were left out")
+    return lines

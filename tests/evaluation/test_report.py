@@ -1,0 +1,188 @@
+"""The HTML report: what it carries equals what was tested, and a real browser shows it without an error."""
+
+import base64
+import gzip
+import json
+import re
+import shutil
+import subprocess
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dataloaders import case_files
+from evaluation.metrics import evaluate
+from evaluation.report import GRAYS, System, pack, write_report
+from runtime import runs
+from utils.nifti import write_nifti
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = "--headless=new --no-sandbox --disable-gpu --enable-unsafe-swiftshader --use-angle=swiftshader "
+FLAGS += "--disable-background-networking --no-first-run --window-size=1400,1000"
+VISIT = Path(__file__).with_name("visit.js")  # what a visitor does
+
+
+def make_system(name: str, root, folder, cases, shift: int) -> System:
+    """A tested run: the label moved by some voxels as its prediction; `shift` 0 predicts nothing in the last case."""
+    rows = []
+    for case in cases:
+        label = case_files.read_label(root, case)
+        mask = np.roll(label, shift, axis=0)
+        if shift == 0 and case == cases[-1]:
+            mask = np.zeros_like(mask)
+        (folder / runs.PREDICTIONS).mkdir(parents=True, exist_ok=True)
+        write_nifti(folder / runs.PREDICTIONS / f"{case}.nii.gz", mask, (1.0, 1.0, 1.0))
+        scores = evaluate(mask, label)
+        values = {key: None if np.isnan(value) else value for key, value in scores.items()}
+        rows.append({"case": case, "head": "seg", "post": "none", **values})
+    (folder / runs.CURVES).write_text("iteration,loss/seg\n10,0.5\n20,\n30,0.1\n")
+    reported = {"head": "seg", "post": "none"}
+    scores = {"reported": reported, "iteration": 30, "options": {"preset": "cpu"}, "cases": rows}
+    return System(name, scores, folder, masks=folder / runs.PREDICTIONS)
+
+
+@pytest.fixture
+def page(phantom, tmp_path):
+    """A report on two runs over two phantom scans."""
+    cases = case_files.read_list(phantom / "test.list", "--test_list")[:2]
+    systems = [make_system(f"run <{shift}>", phantom, tmp_path / str(shift), cases, shift) for shift in (2, 0)]
+    write_report(tmp_path / runs.REPORT, "a & b", systems, phantom, blocks=["printed\n\nDice\n90.12"])
+    return tmp_path / runs.REPORT, cases, systems
+
+
+def carried(path) -> dict:
+    (data,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', path.read_text(), re.DOTALL)
+    return json.loads(data)
+
+
+def grays(stored: dict) -> np.ndarray:
+    """The gray levels of a stored scan, restored as the page does it."""
+    levels = np.frombuffer(gzip.decompress(base64.b64decode(stored["image"])), np.uint8).reshape(stored["shape"]).copy()
+    for x, y in np.ndindex(levels.shape[:2]):
+        before = (levels[x - 1, y].astype(int) if x else 0) + (levels[x, y - 1] if y else 0)
+        levels[x, y] += np.asarray(before // 2, np.uint8)
+    return levels
+
+
+def test_volumes_come_back_as_they_were(page, phantom):
+    path, cases, _ = page
+    stored = carried(path)["volumes"][cases[0]]
+    image, label = case_files.read_image(phantom, cases[0]), case_files.read_label(phantom, cases[0])
+    levels = grays(stored)
+    assert levels.max() == GRAYS - 1
+    assert np.corrcoef(levels.ravel(), np.clip(image, *np.percentile(image, (1, 99.5))).ravel())[0, 1] > 0.999
+    masks = [np.unpackbits(np.frombuffer(gzip.decompress(base64.b64decode(m)), np.uint8)) for m in stored["masks"]]
+    assert (masks[0][: label.size].reshape(label.shape) == label).all()
+    assert (masks[1][: label.size].reshape(label.shape) == np.roll(label, 2, axis=0)).all()
+    assert stored["centre"][2] == label.sum(axis=(0, 1)).argmax()
+
+
+def test_scores_are_those_of_the_test_and_a_missed_case_has_none(page):
+    path, cases, systems = page
+    data = carried(path)
+    assert [case["id"] for case in data["cases"]] == cases
+    assert data["cases"][0]["scores"][0]["dice"] == systems[0].scores["cases"][0]["dice"]
+    missed = data["cases"][1]["scores"][1]
+    assert missed["dice"] == 0 and missed["hd95_vox"] is None
+    assert data["volumes"][cases[1]]["surfaces"][2] is None
+    assert "(1 missed)" in path.read_text()
+
+
+def test_surface_distance_of_a_shifted_label(page):
+    path, cases, _ = page
+    stored = carried(path)["volumes"][cases[0]]["surfaces"][1]
+    distance = np.frombuffer(gzip.decompress(base64.b64decode(stored["distance"])), np.int16) * stored["steps"][1]
+    assert -2.6 < distance.min() < -0.8 and 0.8 < distance.max() < 2.6
+
+
+def test_curves_keep_their_gaps(page):
+    assert carried(page[0])["systems"][0]["curves"] == {"iteration": [10, 20, 30], "loss/seg": [0.5, None, 0.1]}
+
+
+def test_names_are_escaped_and_the_printed_figures_stand_apart(page):
+    text = page[0].read_text()
+    assert "<h1>a &amp; b</h1>" in text and "run &lt;2&gt;" in text and "run <2>" not in text.split("<script")[0]
+    assert re.search(r'<div class="paper scroll"><p>printed</p><pre>Dice\n90.12</pre></div>', text)
+
+
+def test_without_scans_there_are_no_volumes(phantom, tmp_path):
+    cases = case_files.read_list(phantom / "test.list", "--test_list")[:1]
+    write_report(tmp_path / "r.html", "t", [make_system("one", phantom, tmp_path / "one", cases, 1)])
+    assert carried(tmp_path / "r.html")["volumes"] is None
+
+
+@pytest.mark.parametrize("axes", [(1, 0, 0, 0, 1, 0, 0, 0, 1), (0, 1, 0, 1, 0, 0, 0, 0, 1)])
+def test_sides_are_named_only_where_the_axes_are_the_patients(axes, phantom, tmp_path, monkeypatch):
+    monkeypatch.setattr(case_files, "read_geometry", lambda root, case: ((0.5, 1.0, 2.0), (0, 0, 0), axes))
+    cases = case_files.read_list(phantom / "test.list", "--test_list")[:1]
+    write_report(tmp_path / "r.html", "t", [make_system("one", phantom, tmp_path / "one", cases, 1)], phantom)
+    stored = carried(tmp_path / "r.html")["volumes"][cases[0]]
+    assert stored["spacing"] == [0.5, 1.0, 2.0] and stored["anatomical"] == (axes[0] == 1)
+
+
+def test_equal_arrays_pack_to_equal_text():
+    assert pack(np.arange(1000)) == pack(np.arange(1000))
+
+
+def visit(path, folder, *flags: str) -> dict:
+    """What a visitor finds on a page in a real browser, in real time: with virtual time it draws no frames."""
+    found = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self):
+            found.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Receiver) as server:
+        server.timeout = 120
+        address = f"http://127.0.0.1:{server.server_port}/"
+        script = f"<body><script>const ADDRESS = '{address}';\n{VISIT.read_text()}</script>"
+        text = path.read_text().replace("<body>", script, 1).replace("'none';", f"'none'; connect-src {address};", 1)
+        (folder / "visited.html").write_text(text)
+        command = [CHROMIUM, *FLAGS.split(), *flags, f"--user-data-dir={folder / 'profile'}"]
+        browser = subprocess.Popen([*command, (folder / "visited.html").as_uri()], stderr=subprocess.DEVNULL)
+        try:
+            server.handle_request()
+        finally:
+            browser.terminate()
+            browser.wait(20)
+    result = json.loads(found[0])
+    assert result["failures"] == []
+    return result
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_browser_shows_it(page, phantom, tmp_path):
+    path, cases, _ = page
+    result = visit(path, tmp_path)
+    assert result["moved"] and result["windowed"] and result["slice"].startswith("1 /")
+    assert result["grays"] == grays(carried(path)["volumes"][result["worst"][0]]).sum()
+    assert result["surface"] and result["boxes"] >= 4 and result["differences"] == 4
+    assert [name for name in result["requests"] if not name.startswith(("file:", "data:", "blob:"))] == []
+    assert sorted(result["worst"]) == sorted(cases) and result["best"] == result["worst"][::-1]
+    # the second system missed the last case: the worst of its distances, whichever way these are sorted
+    assert result["distance"] == {"worst": cases[::-1], "best": cases, "arrow": "ascending"}
+    assert result["order"] == "Sorted by 95HD [vox] of run <0>, best first."
+    # 20 mm is the longest bar that takes at most a quarter of either side, 100 and 90 mm
+    width = np.multiply(case_files.read_shape(phantom, cases[0]), case_files.read_spacing(phantom, cases[0]))
+    assert result["bars"] == pytest.approx([20 / width[1], 20 / width[0], 20 / width[0]], rel=0.02)
+    # surfaces turn, both as one, while they are seen and until somebody drags
+    assert result["turned"] > 0.2 and result["together"] and result["again"] > 0.2
+    assert result["unseen"] == 0 and result["dragged"] == 0
+    assert result["followed"] == {"x": 0, "y": 2, "z": 0}
+    assert [len(set(shown)) for shown in result["colors"]] == [1, 1] and result["colors"][0][0] != result["colors"][1][
+        0
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_surfaces_stand_still_for_who_asked_for_less_motion(page, tmp_path):
+    assert visit(page[0], tmp_path, "--force-prefers-reduced-motion")["turned"] == 0

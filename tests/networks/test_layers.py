@@ -1,0 +1,170 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from networks import layers as fused
+from networks.vnet import VNet
+
+CHANNELS_LAST = torch.channels_last_3d
+
+
+def plain(conv, norm, x):
+    return norm(conv(x)).relu()
+
+
+def with_gradients(form, layers, x, towards):
+    """Output, gradients and running statistics of one pass in training mode."""
+    conv, norm = copy.deepcopy(layers)
+    x = x.clone(memory_format=torch.preserve_format).requires_grad_()
+    out = form(conv, norm, x)
+    (out * towards).sum().backward()
+    grads = {f"{kind}.{key}": p.grad for kind, m in (("conv", conv), ("norm", norm)) for key, p in m.named_parameters()}
+    return {"out": out.detach(), "x": x.grad, **grads, **dict(norm.named_buffers())}
+
+
+@pytest.mark.parametrize("channels", [8, 16, 32, 12])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("layout", [CHANNELS_LAST, torch.contiguous_format])
+def test_conv_norm_relu_is_the_plain_form(channels, transposed, layout):
+    torch.manual_seed(0)
+    kind = nn.ConvTranspose3d if transposed else nn.Conv3d
+    conv = kind(4, channels, 2, stride=2).to(memory_format=layout)
+    norm = nn.BatchNorm3d(channels, momentum=0.3)
+    nn.init.uniform_(norm.weight, 0.5, 2.0)
+    nn.init.normal_(norm.bias)
+    x = (torch.randn(2, 4, 8, 8, 8) + 0.5).contiguous(memory_format=layout)
+    towards = torch.randn_like(conv(x)) / 10
+    ours = with_gradients(fused.conv_norm_relu, (conv, norm), x, towards)
+    expected = with_gradients(plain, (conv, norm), x, towards)
+    for name, value in expected.items():
+        noise = 5e-3 if name == "conv.bias" else 1e-4  # a gradient that is 0, and there a sum of rounding errors
+        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=noise, msg=lambda m, name=name: f"{name}: {m}")
+    assert torch.equal(ours["conv.bias"], torch.zeros(channels))
+
+
+def test_folded_form_is_what_full_resolution_takes():
+    assert fused._folds(torch.zeros(2, 8, 8, 8, 8).contiguous(memory_format=CHANNELS_LAST))
+    assert not fused._folds(torch.zeros(2, 8, 8, 8, 8))
+    assert not fused._folds(torch.zeros(1, 8, 3, 3, 3).contiguous(memory_format=CHANNELS_LAST))
+
+
+@pytest.mark.parametrize("kind", [nn.Conv3d, nn.ConvTranspose3d])
+@pytest.mark.parametrize("grad", [False, True])
+def test_evaluation_uses_running_statistics_and_leaves_them(kind, grad):
+    conv, norm = kind(4, 8, 2, stride=2), nn.BatchNorm3d(8).eval()
+    for values in (norm.running_mean, norm.weight.data, norm.bias.data):
+        values.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    before = copy.deepcopy(norm.state_dict())
+    x = torch.randn(1, 4, 8, 8, 8)
+    with torch.set_grad_enabled(grad):
+        torch.testing.assert_close(fused.conv_norm_relu(conv, norm, x), plain(conv, norm, x), rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(value, before[key]) for key, value in norm.state_dict().items())
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+@pytest.mark.parametrize("layout", [CHANNELS_LAST, torch.contiguous_format])
+@pytest.mark.parametrize("channels", [8, 12])
+def test_pointwise_is_a_convolution(channels, outputs, layout):
+    torch.manual_seed(0)
+    conv = fused.Pointwise(channels, outputs)
+    x = torch.randn(2, channels, 8, 8, 4).contiguous(memory_format=layout)
+    towards = torch.randn(2, outputs, 8, 8, 4)
+
+    def gradients(function):
+        leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
+        out = function(leaf)
+        return out, *torch.autograd.grad((out * towards).sum(), [leaf, *conv.parameters()])
+
+    for ours, expected in zip(gradients(conv), gradients(lambda x: nn.Conv3d.forward(conv, x)), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_training_step_is_that_of_plain_layers(plain_layers):
+    """Parameters and statistics after steps of SGD: those of the same network, contiguous, by PyTorch's layers."""
+
+    def trained(layout):
+        torch.manual_seed(1)
+        network = VNet(("seg", "softmax"), n_filters=8, dropout=0.0).to(memory_format=layout)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+        generator = torch.Generator().manual_seed(2)
+        for _ in range(2):
+            image = torch.randn(2, 1, 48, 48, 48, generator=generator).contiguous(memory_format=layout)
+            loss = sum(output.square().mean() for output in network(image).values())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return loss.item(), network.state_dict()
+
+    loss, state = trained(CHANNELS_LAST)
+    plain_layers()
+    expected_loss, expected = trained(torch.contiguous_format)
+    assert loss == pytest.approx(expected_loss, abs=1e-5)
+    for name, value in expected.items():
+        torch.testing.assert_close(state[name], value, rtol=1e-3, atol=5e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_first_level_is_channels_last():
+    network = VNet(n_filters=8, dropout=0.0).to(memory_format=CHANNELS_LAST)
+    image = torch.randn(2, 1, 32, 32, 32).contiguous(memory_format=CHANNELS_LAST)
+    assert network.encoder[0](network._laid_out(image)).is_contiguous(memory_format=CHANNELS_LAST)
+
+
+def held_for_backward(network, image):
+    """Bytes that a forward pass leaves behind, its outputs included."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+        outputs = network(image)
+    assert all(output.requires_grad for output in outputs.values())
+    return sum(event.self_cpu_memory_usage for event in seen.key_averages())
+
+
+@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize(("layout", "width"), [(CHANNELS_LAST, 8), (torch.contiguous_format, 8), (CHANNELS_LAST, 12)])
+def test_recomputing_changes_no_bit(amp, dropout, layout, width):
+    def trained(recompute):
+        torch.manual_seed(1)
+        network = VNet(("seg", "sdm"), width, dropout, recompute=recompute).to(memory_format=layout)
+        image = torch.randn(2, 1, 48, 48, 48)
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            loss = sum(output.square().mean() for output in network(image).values())
+        loss.backward(retain_graph=True)
+        loss.backward()  # a second pass over the graph finds what it needs
+        return {name: p.grad for name, p in network.named_parameters()} | dict(network.named_buffers())
+
+    expected = trained(False)
+    for name, value in trained(True).items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_recomputing_keeps_half_as_much():
+    image = torch.randn(1, 1, 32, 32, 32)
+    held = [held_for_backward(VNet(n_filters=8, recompute=on).to(memory_format=CHANNELS_LAST), image) for on in (0, 1)]
+    assert held[1] < 0.55 * held[0]
+
+
+def test_recomputing_lets_go_of_everything_in_the_backward_pass():
+    network = VNet(n_filters=8, recompute=True).to(memory_format=CHANNELS_LAST)
+    out = network(torch.randn(1, 1, 32, 32, 32))["seg"]
+    node = network.encoder[0](network._laid_out(torch.randn(1, 1, 32, 32, 32))).grad_fn
+    out.sum().backward()
+    assert type(node).__name__ == "_BatchNormReLUBackward" and node.recompute
+    seen, nodes = set(), [out.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            nodes += [following for following, _ in node.next_functions]
+    kept = [node.again for node in seen if getattr(node, "recompute", False)]
+    assert len(kept) > 20 and all(again is None for again in kept)
+
+
+@pytest.mark.parametrize("layout", [CHANNELS_LAST, torch.contiguous_format])
+def test_a_training_network_is_one_graph_to_the_compiler(layout):
+    """A break in it would leave layers out of what is compiled."""
+    network = VNet(("seg", "sdm"), n_filters=8, dropout=0.0).to(memory_format=layout)
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    sum(output.sum() for output in compiled(torch.randn(2, 1, 32, 32, 32)).values()).backward()
+    assert network.encoder[0][0].weight.grad is not None

@@ -1,0 +1,67 @@
+"""Presets and --compat: what they hold, and that every entry is a flag."""
+
+from argparse import Namespace
+
+import pytest
+import torch
+
+from inference.trained import reported_output
+from methods import METHODS
+from options.presets import COMPAT, PRESETS, cpu_has_bf16
+from train import parse_options
+
+
+def parse(*argv: str, method: str | None = None) -> Namespace:
+    return parse_options(list(argv), method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_method_has_every_preset(method, preset):
+    options = parse("--method", method, "--preset", preset, "--compat", "public")
+    assert options.method == method and options.preset == preset
+
+
+def test_compat_sets_exactly_the_group_of_public_quirks():
+    assert COMPAT["public"] == {
+        "flip": "always",  # no 1 of the registry of disagreements
+        "crop_bound": "exclusive",  # 2
+        "ramp": "stairs",  # 5
+        "eval_empty": "zeros",  # 6
+        "sdm_empty": "zeros",  # 7
+        "con_scale": 2.0,  # 10
+        "post": "lcc",  # the public test options
+        "head": None,  # the first output: the segmentation, of M_s in DTML
+    }
+    plain, public = vars(parse()), vars(parse("--compat", "public"))
+    differ = {name for name in plain if plain[name] != public[name]}
+    assert differ == {*COMPAT["public"], "compat"} - {"head"}
+    assert parse("--compat", "public", "--head", "mean").head == "mean"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_compat_reports_the_segmentation_where_there_is_one(tiny_options, method):
+    options = tiny_options(method, "--compat", "public")
+    assert reported_output(METHODS[method](options), options) == "seg"
+
+
+def test_compat_goes_with_a_run_of_the_map_alone(tiny_options):
+    options = tiny_options("dtml", "--compat", "public", "--branch", "sdm")
+    assert reported_output(METHODS["dtml"](options), options) == "sdm"
+
+
+def test_every_entry_of_a_preset_is_a_flag():
+    everywhere = set().union(*(vars(parse("--method", method)) for method in METHODS))
+    for name, group in (PRESETS | COMPAT).items():
+        assert group.keys() <= everywhere, name
+    for method, cls in METHODS.items():
+        own = vars(parse("--method", method)).keys()
+        assert cls.defaults.keys() <= own, method
+        assert set(cls.presets) <= set(PRESETS), method
+        assert set().union(*cls.presets.values()) <= own, method
+
+
+def test_a_pytorch_without_the_private_probes_has_no_bf16(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported", raising=False)
+    assert cpu_has_bf16() is False

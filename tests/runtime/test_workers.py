@@ -1,0 +1,52 @@
+"""Processes that work while the next item is made; their functions are a library's, for a test cannot be imported."""
+
+import operator
+import os
+from functools import partial
+
+import pytest
+
+from dataloaders.case_files import read_list
+from runtime.workers import in_order
+from utils.errors import InputError
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_results_come_in_the_order_of_the_items_and_few_items_are_held(workers):
+    made: list[int] = []
+
+    def items():
+        for item in range(6):
+            made.append(item)
+            yield -item
+
+    ahead = []
+    for index, result in enumerate(in_order(abs, items(), workers, "--flag")):
+        assert result == index
+        ahead.append(len(made) - index)
+    assert max(ahead) == workers + 1 and ahead[-1] == 1
+
+
+def test_work_is_done_in_other_processes():
+    call = operator.methodcaller("__call__")
+    assert list(in_order(call, [os.getpid], 0, "--flag")) == [os.getpid()]
+    assert os.getpid() not in list(in_order(call, [os.getpid] * 3, 1, "--flag"))
+
+
+def test_an_input_error_arrives_as_such(tmp_path):
+    with pytest.raises(InputError, match="nowhere.list does not exist.*--train_list"):
+        list(in_order(partial(read_list, flag="--train_list"), [tmp_path / "nowhere.list"], 1, "--flag"))
+
+
+def test_a_worker_that_dies_is_one_sentence():
+    with pytest.raises(InputError, match=r"a worker process died.*lower --score_workers \(0"):
+        list(in_order(os._exit, [1, 1, 1], 1, "--score_workers"))
+
+
+def test_an_error_while_items_are_made_ends_the_work():
+    def items():
+        yield 1
+        raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        list(in_order(abs, items(), 1, "--flag"))
