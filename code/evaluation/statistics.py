@@ -72,3 +72,44 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(order) - rank) * p[index]))
         corrected[index] = largest
     return corrected.tolist()
+
+
+class CrossedDifference(NamedTuple):
+    """Mean difference over seeds and cases and its t interval; NaN where it is undefined."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+    cases: int
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+def crossed_difference(first: np.ndarray, second: np.ndarray) -> CrossedDifference:
+    """second - first where every seed was scored on every case, with a 95 % interval for other seeds and other cases.
+
+    The seeds are a random factor like the cases: the analysis of many readers and many cases (Dorfman, Berbaum & Metz,
+    Investigative Radiology 1992) with the degrees of freedom of Hillis (Statistics in Medicine 2007), the seeds being
+    the readers. A bootstrap over three seeds would be too narrow. One seed leaves only the cases: a paired t interval.
+    Args: first, second, (seeds, cases), NaN-free; row s of both has the same seed.
+    """
+    difference = np.subtract(second, first, dtype=float)
+    seeds, cases = difference.shape
+    mean = difference.mean()
+    if cases < 2:
+        return CrossedDifference(float(mean), np.nan, np.nan, seeds, cases)
+    of_seeds, of_cases = difference.mean(axis=1) - mean, difference.mean(axis=0) - mean
+    rest = difference - mean - of_seeds[:, None] - of_cases
+    ms_cases = seeds * (of_cases**2).sum() / (cases - 1)
+    if seeds == 1:
+        ms, freedom = ms_cases, cases - 1
+    else:
+        ms_seeds = cases * (of_seeds**2).sum() / (seeds - 1)
+        ms_rest = (rest**2).sum() / ((seeds - 1) * (cases - 1))
+        ms = ms_seeds + max(ms_cases - ms_rest, 0.0)
+        freedom = (seeds - 1) * (ms / ms_seeds) ** 2 if ms_seeds > 0 else np.inf
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * np.sqrt(ms / difference.size)
+    return CrossedDifference(float(mean), float(mean - half), float(mean + half), seeds, cases)

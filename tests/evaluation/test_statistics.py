@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluation.statistics import PairedDifference, holm, paired_difference, paired_test
+from evaluation.statistics import PairedDifference, crossed_difference, holm, paired_difference, paired_test
 
 RNG = np.random.default_rng(0)
 FIRST = RNG.normal(0.8, 0.1, 16)
@@ -104,3 +104,40 @@ def test_the_same_difference_in_every_case():
 )
 def test_holm_worked_by_hand(p_values, expected):
     np.testing.assert_allclose(holm(p_values), expected, rtol=1e-12)
+
+
+def test_crossed_difference_worked_out_by_hand():
+    # Means of the seeds 2 and 4, of the cases 1.5, 4.5 and 3. Mean squares: seeds 3 (1 + 1) / 1 = 6, cases
+    # 2 (2.25 + 2.25 + 0) / 2 = 4.5, rest (4 x 0.25) / 2 = 0.5. Variance (6 + 4.5 - 0.5) / 6, freedom (10 / 6)^2.
+    difference = np.array([[1.0, 3.0, 2.0], [2.0, 6.0, 4.0]])
+    ours = crossed_difference(np.full((2, 3), 7.0), 7 + difference)
+    half = stats.t.ppf(0.975, (10 / 6) ** 2) * np.sqrt(10 / 6)
+    assert ours == pytest.approx((3, 3 - half, 3 + half, 2, 3))
+
+
+def test_one_seed_is_a_paired_t_interval():
+    ours = crossed_difference(FIRST[None], SECOND[None])
+    theirs = stats.ttest_rel(SECOND, FIRST).confidence_interval(0.95)
+    assert ours == pytest.approx((np.mean(SECOND - FIRST), theirs.low, theirs.high, 1, 16))
+
+
+def test_equal_cases_leave_a_t_interval_over_the_seeds():
+    of_seeds = np.array([0.01, 0.03, -0.01])
+    ours = crossed_difference(np.zeros((3, 5)), np.repeat(of_seeds[:, None], 5, axis=1))
+    theirs = stats.ttest_1samp(of_seeds, 0).confidence_interval(0.95)
+    assert ours == pytest.approx((of_seeds.mean(), theirs.low, theirs.high, 3, 5))
+
+
+@pytest.mark.parametrize(("sd_seeds", "sd_cases", "sd_rest"), [(1, 1, 1), (0.3, 2, 2), (0, 1, 1)])
+def test_crossed_interval_covers_the_truth(sd_seeds, sd_cases, sd_rest):
+    rng, covered, runs = np.random.default_rng(3), 0, 2000
+    for _ in range(runs):
+        of_seeds, of_cases = sd_seeds * rng.normal(size=(3, 1)), sd_cases * rng.normal(size=20)
+        sample = of_seeds + of_cases + sd_rest * rng.normal(size=(3, 20))
+        _, low, high, *_ = crossed_difference(np.zeros((3, 20)), sample)
+        covered += low < 0 < high
+    assert 0.93 <= covered / runs <= 0.99
+
+
+def test_one_case_has_no_crossed_interval():
+    np.testing.assert_equal(tuple(crossed_difference(np.zeros((3, 1)), np.ones((3, 1)))), (1, np.nan, np.nan, 3, 1))

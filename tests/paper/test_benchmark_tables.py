@@ -1,0 +1,98 @@
+"""Tables over seeds: which runs make a row, and what it is compared with."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from evaluation.statistics import crossed_difference
+from paper.benchmark_tables import COLUMNS, read_rows, table, write_benchmark
+from utils.errors import InputError
+
+CASES = ("a", "b", "c")
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A folder of kept runs, and a function that adds one: Dice of each case by output."""
+
+    def add(name, dice, labelnum=8, unlabelnum=0, iterations=100, seconds=60.0):
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        (folder / "options.json").write_text(json.dumps({"labelnum": labelnum, "unlabelnum": unlabelnum}))
+        head = next(iter(dice))
+        summary = {"reported": {"head": head, "post": "none"}, "iteration": iterations, "training_seconds": seconds}
+        (folder / "summary.json").write_text(json.dumps(summary))
+        with open(folder / "metrics.csv", "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["case", "head", "post", "dice", "jaccard", "asd_vox", "hd95_vox"])
+            for output, values in dice.items():
+                for case, value in zip(CASES, values, strict=True):
+                    writer.writerow([case, output, "none", value, value / 2, 1.0, "nan" if case == "a" else 2.0])
+                    writer.writerow([case, output, "lcc", 0.0, 0.0, 9.0, 9.0])
+
+    return tmp_path, add
+
+
+def lines(folder):
+    with open(folder, newline="") as file:
+        return {(line["row"], line["labeled"]): line for line in csv.DictReader(file)}
+
+
+def test_table_of_seeds_labels_and_outputs(results):
+    folder, add = results
+    first, second = np.array([[0.8, 0.7, 0.6], [0.82, 0.7, 0.63]]), np.array([[0.9, 0.7, 0.7], [0.9, 0.75, 0.64]])
+    for seed in (0, 1):
+        add(f"v_net_seed{seed}", {"seg": first[seed]}, seconds=60 + 10 * seed)
+        add(f"dtml_seed{seed}", {"seg": second[seed], "mean": second[seed] + 0.01}, unlabelnum=5)
+    add("v_net_4_labels_seed0", {"seg": [0.5, 0.5, 0.5]}, labelnum=4)
+    add("dtml_4_labels_seed0", {"seg": [0.5, 0.6, 0.7], "mean": [0.5, 0.6, 0.7]}, labelnum=4, unlabelnum=9)
+    write_benchmark(folder)
+
+    made = lines(folder / "table.csv")
+    assert set(made) == {("v_net", "8"), ("dtml", "8"), ("dtml_mean", "8")}
+    v_net, dtml = made["v_net", "8"], made["dtml", "8"]
+    assert tuple(v_net) == COLUMNS
+    assert (v_net["seeds"], v_net["unlabeled"], v_net["iterations"], v_net["seconds"]) == ("2", "0", "100", "65")
+    assert (v_net["dice"], v_net["hd95_vox"], v_net["difference"]) == (f"{100 * first.mean():.2f}", "2.00", "")
+    expected = 100 * np.array(crossed_difference(first, second)[:3])
+    shown = [float(dtml[f"difference{end}"]) for end in ("", "_low", "_high")]
+    assert shown == pytest.approx(expected, abs=0.005)
+    assert float(made["dtml_mean", "8"]["difference"]) == pytest.approx(expected[0] + 1, abs=0.006)
+
+    efficiency = lines(folder / "label_efficiency.csv")
+    assert float(efficiency["dtml", "4"]["difference"]) == pytest.approx(10)
+    assert (folder / "label_efficiency.png").stat().st_size > 1000
+    assert (folder / "table.md").read_text().count("\n") == 2 + len(made)
+
+
+def test_only_seeds_and_cases_of_both_are_compared(results):
+    folder, add = results
+    for seed in (0, 1):
+        add(f"v_net_seed{seed}", {"seg": [0.5, 0.5, 0.5]})
+    add("dtml_seed1", {"seg": [0.5, 0.6, 0.7]}, unlabelnum=5)
+    rows = {row.name: row for row in read_rows(folder / "runs")}
+    assert rows["dtml"].minus(rows["v_net"])[3:] == (1, 3)
+
+
+def test_a_row_without_baseline_of_its_labels_has_no_difference(results):
+    folder, add = results
+    add("dtml_seed0", {"seg": [0.5, 0.6, 0.7]}, unlabelnum=5)
+    rows = read_rows(folder / "runs")
+    assert table(rows, rows)[0]["difference"] == ""
+
+
+def test_runs_of_other_settings_are_no_row(results):
+    folder, add = results
+    add("v_net_seed0", {"seg": [0.5, 0.5, 0.5]})
+    add("v_net_seed1", {"seg": [0.5, 0.5, 0.5]}, iterations=200)
+    with pytest.raises(InputError, match="v_net_seed1"):
+        read_rows(folder / "runs")
+
+
+def test_a_folder_of_another_name(results):
+    folder, add = results
+    add("v_net", {"seg": [0.5, 0.5, 0.5]})
+    with pytest.raises(InputError, match="v_net"):
+        read_rows(folder / "runs")
