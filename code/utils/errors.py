@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 BAD_INPUT = 2  # exit status, the same that argparse uses
 INTERRUPTED = 130  # as shells count: 128 + the number of SIGINT
+EXTRAS = frozenset("SimpleITK onnx onnxruntime onnxscript openvino pandas plotly".split())  # requirements-extra.txt
 
 
 class InputError(Exception):
@@ -21,6 +22,10 @@ def run_script(main: Callable[[], int | None]) -> None:
         status = main()
     except InputError as error:
         status = _report(str(error), BAD_INPUT)
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        status = _report(f"this needs {error.name}: pip install -r requirements-extra.txt", BAD_INPUT)
     except OSError as error:
         if error.errno is None:  # raised by a library about something else than the system
             raise

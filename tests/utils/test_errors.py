@@ -1,11 +1,13 @@
 """What a script prints, and the status it ends with, when something is wrong."""
 
 import errno
+import re
 
 import pytest
 from torch._utils import ExceptionWrapper
 
-from utils.errors import BAD_INPUT, INTERRUPTED, InputError, run_script
+from utils.errors import BAD_INPUT, EXTRAS, INTERRUPTED, InputError, run_script
+from utils.files import REPOSITORY
 
 
 def ends_with(main) -> int | None:
@@ -52,7 +54,24 @@ def test_ctrl_c_is_one_line(capsys):
     assert capsys.readouterr().err == "error: interrupted\n"
 
 
-@pytest.mark.parametrize("error", [ValueError("a bug"), OSError("of a library, not of the system")])
+@pytest.mark.parametrize(
+    "error", [ValueError("a bug"), ModuleNotFoundError(name="typo"), OSError("of a library, not of the system")]
+)
 def test_a_bug_keeps_its_traceback(error):
     with pytest.raises(type(error)):
         run_script(fails_with(error))
+
+
+def test_a_missing_extra_package_is_named_beside_the_file_that_lists_it(capsys):
+    assert ends_with(fails_with(ModuleNotFoundError("No module named 'plotly'", name="plotly"))) == BAD_INPUT
+    error = capsys.readouterr().err
+    assert "plotly" in error and "requirements-extra.txt" in error
+
+
+def test_every_extra_package_is_listed_in_its_file_alone():
+    lists = {
+        name: {re.split(r"[^\w-]", line)[0].lower() for line in (REPOSITORY / name).read_text().splitlines()}
+        for name in ("requirements.txt", "requirements-extra.txt")
+    }
+    extras = {name.lower() for name in EXTRAS}
+    assert extras <= lists["requirements-extra.txt"] and not extras & lists["requirements.txt"]
