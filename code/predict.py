@@ -11,7 +11,7 @@ clinical use.
 
 import sys
 import time
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,8 @@ from inference.progress import Progress, in_units
 from inference.sources import find_sources, read_source
 from inference.windows import THRESHOLD
 from options import flags
-from options.parsing import layer_defaults, of_training, require_values
+from options.parser import Parser
+from options.parsing import of_training
 from runtime import runs
 from runtime.device import pick_device, place
 from scans import region
@@ -55,14 +56,13 @@ MM3_PER_ML = 1000
 NOTICE = "Accuracy on uncropped scans is not measured. Not for clinical use."
 
 
-def make_parser() -> ArgumentParser:
+def make_parser() -> Parser:
     """Flags of a prediction; what a run was trained with is taken from the run."""
-    parser = ArgumentParser(
+    parser = Parser(
         usage="%(prog)s --exp NAME [NAME ...] --input SCAN --output DIR [flags]\n"
         "       %(prog)s --exp NAME --export FILE.onnx [flags]",
         description=__doc__,
-        formatter_class=flags.HelpFormatter,
-        allow_abbrev=False,
+        example="python code/predict.py --exp my_run --input scans/ --output predictions/",
     )
     run = parser.add_argument_group("run")
     run.add_argument("--exp", nargs="+", required=True, metavar="NAME", help="run to use; of several, the mean")
@@ -128,13 +128,10 @@ def make_parser() -> ArgumentParser:
 def parse_options(argv: Sequence[str] | None, exp: str, trained: dict[str, Any]) -> Namespace:
     """Options of one run: by hand > --protocol > those of its training."""
     parser = make_parser()
-    asked = parser.parse_args(argv)
-    protocol = flags.protocol_defaults(asked.protocol, trained["patch_size"])
-    kept = of_training(trained)
-    layer_defaults(parser, kept, protocol)
-    options = Namespace(**{**trained, **vars(parser.parse_args(argv)), "exp": exp})
-    require_values(options)
-    return options
+    given = parser.given(argv)
+    protocol = given.get("protocol", parser.get_default("protocol"))
+    parser.layer(of_training(trained), flags.protocol_defaults(protocol, trained["patch_size"]))
+    return Namespace(**{**trained, **parser.defaults(), **given, "exp": exp})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ import platform
 import re
 import sys
 import time
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
@@ -33,8 +33,10 @@ from inference.trained import reported_output, trained_method
 from inference.windows import THRESHOLD, predict_volume
 from methods.base import Method
 from options import flags
-from options.parsing import given_by_hand, layer_defaults, of_training, require_values
+from options.parser import Parser
+from options.parsing import of_training
 from options.presets import COMPAT
+from options.types import at_least
 from paper.block import paper_block
 from paper.jobs import read_scores
 from runtime import runs
@@ -51,13 +53,12 @@ FEW_CASES, MAX_WORKERS = 8, 4  # starting processes takes seconds, and one netwo
 PACKAGES = ("torch", "numpy", "scipy", "edt")  # whose versions are written beside the scores
 
 
-def make_parser() -> ArgumentParser:
+def make_parser() -> Parser:
     """Flags of a test; what a run was trained with is taken from the run."""
-    parser = ArgumentParser(
+    parser = Parser(
         usage="%(prog)s --exp NAME [NAME ...] [flags]",
         description=__doc__,
-        formatter_class=flags.HelpFormatter,
-        allow_abbrev=False,
+        example="python code/test_LA.py --exp my_run --gpu 0",
     )
     parser.add_argument("--exp", nargs="+", required=True, metavar="NAME", help="run to score; several are compared")
     parser.add_argument("--model_path", default="model", help="folder of all runs")
@@ -73,7 +74,7 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--score_workers",
-        type=int,
+        type=at_least(0),
         help="processes that score and write cases while the network goes on with the next; 0: no such process "
         f"(default: none for fewer than {FEW_CASES} cases, else one for each two other cores, {MAX_WORKERS} at most)",
     )
@@ -104,14 +105,14 @@ def parse_options(argv: Sequence[str] | None, exp: str, trained: dict[str, Any])
     """
     parser = make_parser()
     kept = of_training(trained)
-    if "compat" in given_by_hand(parser, argv):
-        compat = parser.parse_args(argv).compat
+    given = parser.given(argv)
+    if "compat" in given:
+        compat = given["compat"]
         gone = COMPAT.get(trained["compat"], {}).items()
         kept = {key: value for key, value in kept.items() if (key, value) not in gone} | COMPAT.get(compat, {})
-    layer_defaults(parser, kept, flags.protocol_defaults(parser.parse_args(argv).protocol, trained["patch_size"]))
-    options = Namespace(**{**trained, **vars(parser.parse_args(argv)), "exp": exp})
-    require_values(options)
-    return options
+    protocol = given.get("protocol", parser.get_default("protocol"))
+    parser.layer(kept, flags.protocol_defaults(protocol, trained["patch_size"]))
+    return Namespace(**{**trained, **parser.defaults(), **given, "exp": exp})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

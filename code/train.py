@@ -1,7 +1,7 @@
 """Train a method on few labeled and many unlabeled scans.
 
 Everything is written to <model_path>/<exp>/; stop at any time and continue with --resume. Defaults are the paper's; a
-preset changes many at once, a flag given by hand always wins. Score the run with test_LA.py --exp NAME. For several
+preset changes many at once, a flag that is given always wins. Score the run with test_LA.py --exp NAME. For several
 devices: torchrun --nproc_per_node N code/train.py ...
 """
 
@@ -23,7 +23,7 @@ from engine import Engine, Stopped
 from inference.trained import reported_output
 from methods import METHODS
 from methods.base import Method
-from options.parsing import parse_in_two_strides, refuse_recomputing
+from options.parsing import parse_training, refuse_recomputing
 from runtime import runs
 from runtime.device import enough_memory, pick_device, set_determinism, syncs_batch_norm
 from runtime.distributed import ALONE, PeerLost, Ranks, joined
@@ -40,9 +40,14 @@ LESS_MEMORY = "lower --batch_size, --patch_size or --n_filters, or give --amp bf
 def parse_options(argv: Sequence[str] | None = None, method: str | None = None) -> Namespace:
     """All flags of a training, checked and resolved; with --resume those of the run."""
     others = "train.py trains other methods." if method else "Flags of another method: --method NAME --help."
-    options, by_hand = parse_in_two_strides(argv, f"{__doc__}{others}", METHODS, method)
+    options, given = parse_training(argv, f"{__doc__}{others}", METHODS, method)
     options.exp = options.exp or runs.default_exp(options)
-    options = runs.resumed_options(options, by_hand)
+    stored = runs.stored_options(options)
+    if stored and stored["method"] != options.method and "method" not in given:  # read the flags as those of the run's
+        argv = ["--method", stored["method"], *(sys.argv[1:] if argv is None else argv)]
+        options, given = parse_training(argv, f"{__doc__}{others}", METHODS)
+        options.exp, given = options.exp or runs.default_exp(options), given - {"method"}
+    options = runs.resumed_options(options, given, stored)
     refuse_recomputing(options)
     return options
 

@@ -130,9 +130,7 @@ def test_checkpoints_that_a_run_kept_are_scored_in_folders_of_their_own(phantom,
     assert len(list((folder / "iteration_1" / runs.PREDICTIONS).iterdir())) == len(CASES)
     capsys.readouterr()
     assert "iteration_3.pth" in refused(capsys, *where, "--weights", "iteration_3")
-    with pytest.raises(SystemExit):
-        test_LA.main([*where, "--weights", "../run/last"])
-    assert "neither last, best_val nor iteration_<N>" in capsys.readouterr().err
+    assert "--weights" in refused(capsys, *where, "--weights", "../run/last")
 
 
 # --- what is written
@@ -483,7 +481,7 @@ def test_how_many_processes_score(make_run, capsys, monkeypatch):
     for cores, workers in ((1, 0), (2, 0), (3, 1), (100, test_LA.MAX_WORKERS)):
         monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
         assert test_LA.score_workers(default, 20) == workers
-    assert "--score_workers -1 must be at least 0" in refused(capsys, *where(make_run(), "--score_workers", "-1"))
+    assert "--score_workers -1" in refused(capsys, *where(make_run(), "--score_workers", "-1"))
 
 
 def test_report_is_written_and_says_so(make_run, capsys):

@@ -1,12 +1,13 @@
 """Flags that several methods share."""
 
 from networks.vnet import SDM_HEADS
+from options.types import at_least, positive, share
 from utils.sdm import EMPTY_RULES, SDM_STEEPNESS
 
 
 def add_teacher_arguments(group, monte_carlo: bool = False) -> None:
     """Flags of every method with a teacher; `monte_carlo` adds the number of its passes."""
-    group.add_argument("--ema_decay", type=float, default=0.99, help="momentum of the teacher's weights, in [0, 1)")
+    group.add_argument("--ema_decay", type=share, default=0.99, help="momentum of the teacher's weights, in [0, 1)")
     group.add_argument(
         "--ema_buffers",
         action="store_true",
@@ -14,11 +15,11 @@ def add_teacher_arguments(group, monte_carlo: bool = False) -> None:
     )
     group.add_argument(
         "--noise_sd",
-        type=float,
+        type=at_least(0.0),
         default=0.1,
         help="sd of the noise on the teacher's image (a whole scan has sd 1)",
     )
-    group.add_argument("--noise_clip", type=float, default=0.2, help="largest absolute value of that noise")
+    group.add_argument("--noise_clip", type=at_least(0.0), default=0.2, help="largest absolute value of that noise")
     group.add_argument(
         "--cons_on",
         choices=("unlabeled", "all"),
@@ -27,14 +28,17 @@ def add_teacher_arguments(group, monte_carlo: bool = False) -> None:
     )
     if monte_carlo:
         group.add_argument(
-            "--mc_passes", type=int, default=8, help="stochastic passes of the teacher that measure its uncertainty"
+            "--mc_passes",
+            type=at_least(1),
+            default=8,
+            help="stochastic passes of the teacher that measure its uncertainty",
         )
 
 
 def add_sdm_k_argument(group) -> None:
     """The flag of methods that transform a map into a mask."""
     group.add_argument(
-        "--sdm_k", type=float, default=SDM_STEEPNESS, help="steepness k of the transform sigmoid(-k z) (DTML, Eq. 2)"
+        "--sdm_k", type=positive, default=SDM_STEEPNESS, help="steepness k of the transform sigmoid(-k z) (DTML, Eq. 2)"
     )
 
 

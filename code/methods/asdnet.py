@@ -19,6 +19,7 @@ from torch import Tensor
 from dataloaders.batch import Batch
 from methods.base import ConsistencyMethod, Terms, Turn, require_unlabeled
 from networks.critics import CRITIC_LR, ConfidenceNet, critic_optimizer
+from options.types import at_least, between, positive
 from utils.errors import InputError
 from utils.losses import attention_dice_loss, dice_ce_loss, dice_loss, foreground_logits, foreground_prob, masked_mean
 
@@ -39,18 +40,22 @@ class ASDNet(ConsistencyMethod):
             default="ce_dice",
             help="supervised loss: that of the other methods, or the paper's Dice with sample attention",
         )
-        group.add_argument("--att_beta", type=float, default=2.0, help="exponent of the sample attention (att_dice)")
-        group.add_argument("--adv_weight", type=float, default=0.03, help="weight of the adversarial loss")
+        group.add_argument(
+            "--att_beta", type=at_least(0.0), default=2.0, help="exponent of the sample attention (att_dice)"
+        )
+        group.add_argument("--adv_weight", type=at_least(0.0), default=0.03, help="weight of the adversarial loss")
         group.add_argument(
             "--semi_loss",
             choices=("dice", "nll"),
             default="dice",
             help="loss on confident voxels of unlabeled cases: the paper's Dice, or the public code's log likelihood",
         )
-        group.add_argument("--gamma", type=float, default=0.5, help="confidence above which a voxel is trusted")
+        group.add_argument(
+            "--gamma", type=between(0.0, 1.0), default=0.5, help="confidence above which a voxel is trusted"
+        )
         group.add_argument(
             "--semi_start",
-            type=int,
+            type=at_least(0),
             default=None,
             help="iteration at which the loss on unlabeled cases, weighted by --consistency, sets in and its ramp "
             "begins (default: 25 %% of the training)",
@@ -58,7 +63,7 @@ class ASDNet(ConsistencyMethod):
         group.add_argument(
             "--critic_image", action="store_true", help="show the critic the image, too; the paper's sees labels alone"
         )
-        group.add_argument("--critic_lr", type=float, default=CRITIC_LR, help="constant Adam rate of the critic")
+        group.add_argument("--critic_lr", type=positive, default=CRITIC_LR, help="constant Adam rate of the critic")
 
     def __init__(self, options: Namespace):
         super().__init__(options)

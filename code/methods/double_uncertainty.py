@@ -21,6 +21,7 @@ from methods.arguments import add_teacher_arguments
 from methods.base import Terms
 from methods.mean_teacher import Maps, MeanTeacherMethod, mean_over_passes
 from networks.vnet import STRIDE, VNet
+from options.types import at_least
 from utils.errors import InputError
 from utils.losses import dice_ce_loss, entropy
 
@@ -55,9 +56,11 @@ class DoubleUncertainty(MeanTeacherMethod):
             default="student",
             help="whose uncertainty the loss adds; the teacher's has no gradient and only shows in the curve",
         )
-        group.add_argument("--unc_weight", type=float, default=1.0, help="weight b of that uncertainty; 0 for none")
-        group.add_argument("--seg_weight", type=float, default=1.0, help="weight of the segmentation term")
-        group.add_argument("--feat_weight", type=float, default=1.0, help="weight of the feature term")
+        group.add_argument(
+            "--unc_weight", type=at_least(0.0), default=1.0, help="weight b of that uncertainty; 0 for none"
+        )
+        group.add_argument("--seg_weight", type=at_least(0.0), default=1.0, help="weight of the segmentation term")
+        group.add_argument("--feat_weight", type=at_least(0.0), default=1.0, help="weight of the feature term")
 
     def __init__(self, options: Namespace):
         super().__init__(options)

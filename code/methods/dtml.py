@@ -15,6 +15,7 @@ from torch import Tensor
 from dataloaders.batch import Batch
 from methods.arguments import add_sdm_empty_argument, add_sdm_head_argument, add_sdm_k_argument
 from methods.base import ConsistencyMethod, Terms
+from options.types import at_least
 from utils.losses import dice_ce_loss, dice_loss
 from utils.schedules import geometric
 from utils.sdm import prob_from_sdm, signed_distance_batch
@@ -53,14 +54,14 @@ class DTML(ConsistencyMethod):
         add_sdm_k_argument(group)
         group.add_argument(
             "--sdm_k_start",
-            type=float,
+            type=at_least(0.0),
             default=0.0,
             help="steepness at the first iteration, growing geometrically to --sdm_k at the last one; 0 is --sdm_k "
             "throughout, as in the paper. A low start gives every voxel a gradient while M_d is still far off",
         )
         group.add_argument(
             "--con_scale",
-            type=float,
+            type=at_least(0.0),
             default=1.0,
             help="factor on the gradient of L_con; 2 restores the public code, which back-propagates it twice",
         )

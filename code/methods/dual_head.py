@@ -9,6 +9,7 @@ from torch import Tensor
 from dataloaders.batch import Batch
 from methods.arguments import add_sdm_empty_argument, add_sdm_head_argument
 from methods.base import ConsistencyMethod, Terms
+from options.types import at_least
 from utils.losses import dice_loss
 from utils.sdm import SDM_STEEPNESS, prob_from_sdm, signed_distance_batch
 
@@ -22,7 +23,10 @@ class DualHeadMethod(ConsistencyMethod):
     @staticmethod
     def add_arguments(group) -> None:
         group.add_argument(
-            "--sdm_weight", type=float, default=0.3, help="weight of the SDM regression (--beta of the public codes)"
+            "--sdm_weight",
+            type=at_least(0.0),
+            default=0.3,
+            help="weight of the SDM regression (--beta of the public codes)",
         )
         group.add_argument(
             "--bce",

@@ -17,6 +17,7 @@ from dataloaders.batch import Batch
 from methods.base import Terms, Turn, require_unlabeled
 from methods.dual_head import DualHeadMethod
 from networks.critics import CRITIC_LR, SDMCritic, critic_optimizer
+from options.types import at_least, positive
 
 UNLABELED, LABELED = 0, 1  # classes of the critic
 CRITIC_WIDTH = 4  # in units of the V-Net's: 64 filters beside 16, as published
@@ -34,12 +35,12 @@ class SASSNet(DualHeadMethod):
         group.add_argument(
             "--adv_weight",
             dest="consistency",
-            type=float,
+            type=at_least(0.0),
             metavar="WEIGHT",
             help="final weight of the adversarial loss, the same as --consistency: 0.01 is the public code's for "
             "16 labels (0.015 for 8, and 0.001 in the paper) (default: 0.01)",
         )
-        group.add_argument("--critic_lr", type=float, default=CRITIC_LR, help="constant Adam rate of the critic")
+        group.add_argument("--critic_lr", type=positive, default=CRITIC_LR, help="constant Adam rate of the critic")
 
     def __init__(self, options: Namespace):
         super().__init__(options)

@@ -19,6 +19,7 @@ from dataloaders.batch import Batch
 from methods.arguments import add_teacher_arguments
 from methods.base import Terms
 from methods.mean_teacher import MeanTeacherMethod
+from options.types import share
 from utils.errors import InputError
 from utils.losses import dice_ce_loss, foreground_prob, masked_mean
 
@@ -82,7 +83,7 @@ class TCSE(MeanTeacherMethod):
         group.add_argument(
             "--pi", nargs="*", choices=KINDS, default=list(KINDS), help="kinds of transformation; none: noise only"
         )
-        group.add_argument("--pi_zoom", type=float, default=0.1, help="zoom by a factor in [1 - z, 1 + z], in-plane")
+        group.add_argument("--pi_zoom", type=share, default=0.1, help="zoom by a factor in [1 - z, 1 + z], in-plane")
         group.add_argument(
             "--public_nograd",
             action="store_true",

@@ -6,31 +6,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from options.parser import HelpFormatter  # noqa: F401  for commands that build a parser of their own
 from options.presets import COMPAT, PRESETS
+from options.types import at_least, between, positive, share
 from utils.files import REPOSITORY, repository_path
 from utils.schedules import RAMP_UNIT
 
 OFFICIAL = REPOSITORY / "data" / "LA"  # where the official lists are, whatever --root_path holds
 LISTS = ("train.list", "test.list")  # in a data folder; those of another --split have its name before theirs
 PAPER_ITERATIONS = 6000  # what schedule lengths are fractions of
+MIN_PATCH = 32  # networks.vnet.MIN_PATCH, which needs PyTorch
+MAX_SEED = 2**63 - 1  # what PyTorch takes
+COMMON = (  # what --help of a training run shows; --help_all shows the rest
+    "method preset root_path labelnum exp resume overwrite max_iterations batch_size labeled_bs base_lr patch_size "
+    "n_filters seed val_cases num_workers device gpu amp"
+).split()
+TRAINING_EXAMPLE = "python code/train.py --method dtml --root_path data/LA --labelnum 16 --exp my_run --gpu 0"
 PROTOCOLS = ("paper", "fast", "whole")
 LESS_WINDOW = "lower --window_batch or give --window patch"  # against a lack of memory
-
-
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults as one would type them, except those that say nothing; values are called by their kind."""
-
-    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
-        if action.type in (int, float):
-            return "N" if action.type is int else "X"
-        return "PATH" if action.dest.endswith(("path", "list", "out", "dest", "source", "pretrained")) else "NAME"
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        if action.default is None or action.default is False or action.default == [] or "default" in action.help:
-            return action.help
-        if isinstance(action.default, list):
-            return f"{action.help} (default: {' '.join(map(str, action.default))})"
-        return super()._get_help_string(action)
 
 
 def add_path_options(parser: ArgumentParser) -> None:
@@ -50,14 +43,22 @@ def add_path_options(parser: ArgumentParser) -> None:
 def add_data_options(parser: ArgumentParser) -> None:
     """Which cases are labeled, and how they are read."""
     group = parser.add_argument_group("data")
-    group.add_argument("--labelnum", type=int, default=16, help="labeled cases: the first so many of the training list")
+    group.add_argument(
+        "--labelnum", type=at_least(1), default=16, help="labeled cases: the first so many of the training list"
+    )
     group.add_argument("--labeled_list", help="file of the labeled case ids, instead of the first --labelnum")
     group.add_argument(
-        "--unlabelnum", type=int, help="unlabeled cases: the first so many after the labeled ones (default: all)"
+        "--unlabelnum",
+        type=at_least(0),
+        help="unlabeled cases: the first so many after the labeled ones (default: all)",
     )
-    group.add_argument("--scale", type=float, default=1.0, help="resample volumes by this factor; tests score natively")
+    group.add_argument(
+        "--scale", type=positive, default=1.0, help="resample volumes by this factor; tests score natively"
+    )
     group.add_argument("--cache", choices=("ram", "none"), default="ram", help="keep decoded cases in memory or not")
-    group.add_argument("--num_workers", type=int, default=4, help="loader processes; batches do not depend on it")
+    group.add_argument(
+        "--num_workers", type=at_least(0), default=4, help="loader processes; batches do not depend on it"
+    )
 
 
 def add_augmentation_options(parser: ArgumentParser) -> None:
@@ -75,11 +76,15 @@ def add_augmentation_options(parser: ArgumentParser) -> None:
         default="inclusive",
         help="exclusive: the public codes' crop, which never reaches the last slice",
     )
-    group.add_argument("--aug_zoom", type=float, default=0.0, help="zoom by a factor in [1/(1+z), 1+z], isotropic")
-    group.add_argument("--aug_rotate", type=float, default=0.0, help="rotate by up to so many degrees, axial plane")
+    group.add_argument(
+        "--aug_zoom", type=at_least(0.0), default=0.0, help="zoom by a factor in [1/(1+z), 1+z], isotropic"
+    )
+    group.add_argument(
+        "--aug_rotate", type=at_least(0.0), default=0.0, help="rotate by up to so many degrees, axial plane"
+    )
     group.add_argument(
         "--aug_intensity",
-        type=float,
+        type=at_least(0.0),
         default=0.0,
         help="strength of random contrast, brightness, gamma and noise",
     )
@@ -90,14 +95,14 @@ def add_training_options(parser: ArgumentParser) -> None:
     network = parser.add_argument_group("network")
     network.add_argument(
         "--patch_size",
-        type=int,
+        type=at_least(MIN_PATCH),
         nargs=3,
         default=[112, 112, 80],
         metavar=("W", "H", "D"),
         help="crop, in voxels",
     )
-    network.add_argument("--n_filters", type=int, default=16, help="width: channels at full resolution")
-    network.add_argument("--dropout", type=float, default=0.5, help="probability of the channel-wise dropout")
+    network.add_argument("--n_filters", type=at_least(1), default=16, help="width: channels at full resolution")
+    network.add_argument("--dropout", type=share, default=0.5, help="probability of the channel-wise dropout")
     network.add_argument("--norm", choices=("batch", "instance", "group"), default="batch", help="normalisation layer")
     network.add_argument(
         "--recompute",
@@ -120,17 +125,19 @@ def add_training_options(parser: ArgumentParser) -> None:
     )
 
     optim = parser.add_argument_group("optimisation")
-    optim.add_argument("--max_iterations", type=int, default=PAPER_ITERATIONS, help="length of the training")
-    optim.add_argument("--batch_size", type=int, default=4, help="volumes per batch, of each process of torchrun")
+    optim.add_argument("--max_iterations", type=at_least(1), default=PAPER_ITERATIONS, help="length of the training")
+    optim.add_argument(
+        "--batch_size", type=at_least(1), default=4, help="volumes per batch, of each process of torchrun"
+    )
     optim.add_argument(
         "--labeled_bs",
-        type=int,
+        type=at_least(1),
         help="labeled volumes per batch (default: half; all of it without unlabeled cases)",
     )
     optim.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="optimizer of the segmenters")
-    optim.add_argument("--base_lr", type=float, default=0.01, help="learning rate at the start")
-    optim.add_argument("--momentum", type=float, default=0.9, help="momentum of SGD")
-    optim.add_argument("--weight_decay", type=float, default=1e-4, help="weight decay")
+    optim.add_argument("--base_lr", type=positive, default=0.01, help="learning rate at the start")
+    optim.add_argument("--momentum", type=share, default=0.9, help="momentum of SGD")
+    optim.add_argument("--weight_decay", type=at_least(0.0), default=1e-4, help="weight decay")
     optim.add_argument(
         "--lr_schedule",
         choices=("steps", "cosine", "constant"),
@@ -139,27 +146,30 @@ def add_training_options(parser: ArgumentParser) -> None:
     )
     optim.add_argument(
         "--lr_step",
-        type=int,
+        type=at_least(1),
         help="iterations between two steps of the rate (default: 2500/6000 of the training)",
     )
-    optim.add_argument("--lr_gamma", type=float, default=0.1, help="factor of a step of the rate")
-    optim.add_argument("--warmup", type=int, default=0, help="iterations of linear warm-up of the rate")
-    optim.add_argument("--seed", type=int, default=1337, help="seed of weights, batches and dropout")
+    optim.add_argument("--lr_gamma", type=positive, default=0.1, help="factor of a step of the rate")
+    optim.add_argument("--warmup", type=at_least(0), default=0, help="iterations of linear warm-up of the rate")
+    optim.add_argument("--seed", type=between(0, MAX_SEED), default=1337, help="seed of weights, batches and dropout")
     optim.add_argument("--deterministic", action="store_true", help="deterministic kernels, at some cost in speed")
 
 
 def add_consistency_options(parser: ArgumentParser) -> None:
     """The consistency weight that the semi-supervised methods share."""
     group = parser.add_argument_group("consistency")
-    group.add_argument("--consistency", type=float, default=0.1, help="final weight of the consistency loss")
+    group.add_argument("--consistency", type=at_least(0.0), default=0.1, help="final weight of the consistency loss")
     group.add_argument(
         "--consistency_rampup",
-        type=float,
+        type=at_least(0.0),
         help=f"length of the Gaussian ramp-up in units of {RAMP_UNIT} iterations, as in the public codes "
         "(default: --rampup_share; the paper's 40 are its 6000 iterations)",
     )
     group.add_argument(
-        "--rampup_share", type=float, default=1.0, help="length of the ramp-up as a share of the training, at most 1"
+        "--rampup_share",
+        type=between(0.0, 1.0),
+        default=1.0,
+        help="length of the ramp-up as a share of the training, at most 1",
     )
     group.add_argument(
         "--ramp",
@@ -174,42 +184,45 @@ def add_run_options(parser: ArgumentParser) -> None:
     run = parser.add_argument_group("run")
     run.add_argument("--model_path", default="model", help="folder of all runs")
     run.add_argument("--exp", help="name of the run (default: from method, preset, labels and seed)")
-    existing = run.add_mutually_exclusive_group()
-    existing.add_argument(
+    run.add_argument(
         "--resume",
         action="store_true",
         help="continue from last.pth with the options of the run; starts fresh where there is none",
     )
-    existing.add_argument("--overwrite", action="store_true", help="delete an existing run of this name first")
+    run.add_argument("--overwrite", action="store_true", help="delete an existing run of this name first")
     run.add_argument(
-        "--save_every", type=int, help="iterations between checkpoints (default: 1000/6000 of the training)"
+        "--save_every", type=at_least(1), help="iterations between checkpoints (default: 1000/6000 of the training)"
     )
     run.add_argument(
         "--keep_checkpoints",
         action="store_true",
         help="keep every checkpoint beside last.pth, as iteration_<N>.pth; see --weights of test_LA.py",
     )
-    run.add_argument("--log_every", type=int, default=10, help="iterations between lines of the curves")
+    run.add_argument("--log_every", type=at_least(1), default=10, help="iterations between lines of the curves")
     run.add_argument(
         "--log_gradients",
         action="store_true",
         help="also log the norm of each term's gradient; these iterations take a backward pass more for each term",
     )
-    run.add_argument("--image_every", type=int, default=200, help="iterations between TensorBoard images; 0 for none")
+    run.add_argument(
+        "--image_every", type=at_least(0), default=200, help="iterations between TensorBoard images; 0 for none"
+    )
     run.add_argument(
         "--val_cases",
-        type=int,
+        type=at_least(0),
         default=0,
         help="last labeled cases kept out of training to pick best_val.pth",
     )
-    run.add_argument("--val_every", type=int, help="iterations between validations (default: as --save_every)")
+    run.add_argument("--val_every", type=at_least(1), help="iterations between validations (default: as --save_every)")
 
 
 def add_device_options(parser: ArgumentParser) -> None:
     """Where and how the networks are computed."""
     group = parser.add_argument_group("device")
     group.add_argument("--device", choices=("cpu", "cuda"), help="default: the first GPU, or the CPU with a notice")
-    group.add_argument("--gpu", type=int, help="index of the GPU; not with torchrun, where each process has its own")
+    group.add_argument(
+        "--gpu", type=at_least(0), help="index of the GPU; not with torchrun, where each process has its own"
+    )
     group.add_argument(
         "--amp",
         choices=("off", "bf16", "fp16"),
@@ -229,8 +242,8 @@ def add_window_arguments(group, protocol: str | None = None) -> None:
             help="windows by name. paper: as the run was trained to be tested; fast: steps of a third of a "
             "patch in the plane and of half a patch across; whole: one window around the whole scan",
         )
-    group.add_argument("--stride_xy", type=int, default=18, help="in-plane stride of the window, in voxels")
-    group.add_argument("--stride_z", type=int, default=4, help="axial stride of the window, in voxels")
+    group.add_argument("--stride_xy", type=at_least(1), default=18, help="in-plane stride of the window, in voxels")
+    group.add_argument("--stride_z", type=at_least(1), default=4, help="axial stride of the window, in voxels")
     group.add_argument(
         "--blend", choices=("uniform", "gaussian"), default="uniform", help="weight of a window's voxels"
     )
@@ -240,7 +253,7 @@ def add_window_arguments(group, protocol: str | None = None) -> None:
         default="patch",
         help="size of a window: --patch_size, or the whole scan in one pass, whose memory grows with the scan",
     )
-    group.add_argument("--window_batch", type=int, default=4, help="windows per forward pass")
+    group.add_argument("--window_batch", type=at_least(1), default=4, help="windows per forward pass")
 
 
 def protocol_defaults(protocol: str, patch: Sequence[int]) -> dict[str, Any]:

@@ -1,40 +1,24 @@
 """From a command line to the options of a run: precedence of defaults, checks, and what depends on other flags.
 
-By hand > --compat > the method's own preset > --preset > the method's defaults > the defaults of options.py.
+A flag that is given > --compat > the method's own preset > --preset > the method's defaults > those of flags.py.
 """
 
-import math
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from networks.vnet import GROUPS, MIN_PATCH
 from options import flags
-from options.presets import COMPAT, PRESETS
-from runtime.device import MIN_BF16_PATCH
+from options.parser import Parser
+from options.presets import COMPAT, PRESETS, cpu_has_bf16
 from utils.errors import InputError
 from utils.schedules import RAMP_UNIT
 
 LR_STEP_FRACTION = 2500 / flags.PAPER_ITERATIONS
 SAVE_FRACTION = 1000 / flags.PAPER_ITERATIONS
+GROUPS, MIN_BF16_PATCH = 8, 48  # those of networks.vnet and runtime.device, which need PyTorch
 
 OF_THE_MACHINE = ("device", "gpu", "compile", "model_path")  # what a test or a prediction does not take from training
-AT_LEAST = {  # the smallest value of a flag that makes sense; flags of single methods are among them
-    **dict.fromkeys(
-        "max_iterations batch_size n_filters labelnum lr_step save_every val_every log_every "
-        "stride_xy stride_z window_batch".split(),
-        1,
-    ),
-    **dict.fromkeys(
-        "unlabelnum num_workers warmup image_every val_cases seed weight_decay consistency consistency_rampup "
-        "rampup_share aug_zoom aug_rotate aug_intensity sdm_k_start con_scale sdm_weight adv_weight att_beta "
-        "unc_weight seg_weight feat_weight score_workers".split(),
-        0,
-    ),
-}
-AT_MOST = {"seed": 2**63 - 1, "rampup_share": 1}  # a seed: what PyTorch takes
-POSITIVE = {"scale", "base_lr", "lr_gamma", "sdm_k", "critic_lr"}
-SHARES = {"dropout", "momentum"}
 
 
 def of_training(trained: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,16 +26,8 @@ def of_training(trained: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in trained.items() if key not in OF_THE_MACHINE}
 
 
-def layer_defaults(parser: ArgumentParser, *layers: Mapping[str, Any]) -> None:
-    """Set defaults from layers, the strongest last; entries whose flag is not declared here are passed over."""
-    declared = {action.dest for action in parser._actions}
-    for layer in layers:
-        parser.set_defaults(**{key: value for key, value in layer.items() if key in declared})
-
-
 def resolve(options: Namespace, uses_unlabeled: bool) -> Namespace:
     """Check the values and fill in what depends on others: schedule lengths, batch layout, paths."""
-    require_values(options)
     groups_fit = options.norm != "group" or options.n_filters % GROUPS == 0 or GROUPS % options.n_filters == 0
     _require(options, "n_filters", groups_fit, f"must be a multiple of {GROUPS} with --norm group")
     if not uses_unlabeled:
@@ -71,26 +47,6 @@ def resolve(options: Namespace, uses_unlabeled: bool) -> Namespace:
         units, share = options.consistency_rampup, round(options.rampup_share * options.max_iterations)
         options.ramp_iterations = share if units is None else units * RAMP_UNIT
     return options
-
-
-def require_values(options: Namespace) -> None:
-    """Refuse numbers that no run or test can be made with; flags that a script does not have are passed over."""
-    for name, value in vars(options).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InputError(f"--{name} {value} must be a finite number")
-        low = AT_LEAST.get(name)
-        if low is not None and value is not None and value < low:
-            raise InputError(f"--{name} {value} must be at least {low}")
-        if name in AT_MOST and value > AT_MOST[name]:
-            raise InputError(f"--{name} {value} must be at most {AT_MOST[name]}")
-    for name in POSITIVE & vars(options).keys():
-        _require(options, name, getattr(options, name) > 0, "must be positive")
-    for name in SHARES & vars(options).keys():
-        _require(options, name, 0 <= getattr(options, name) < 1, "must be in [0, 1)")
-    if "patch_size" in options:
-        sizes = " ".join(map(str, options.patch_size))
-        if min(options.patch_size) < MIN_PATCH:
-            raise InputError(f"--patch_size {sizes} must be at least {MIN_PATCH} along every axis")
 
 
 def window_stride(options: Namespace) -> tuple[int, int, int]:
@@ -119,62 +75,79 @@ def _require(options: Namespace, name: str, holds: bool, rule: str) -> None:
         raise InputError(f"--{name} {getattr(options, name)} {rule}")
 
 
-def parse_in_two_strides(
+def parse_training(
     argv: Sequence[str] | None, description: str, methods: Mapping[str, Any], method: str | None = None
 ) -> tuple[Namespace, set[str]]:
-    """Read --method and --preset first, then everything strictly with that method's own group of flags.
+    """The options of a training run, and the names of the flags that were given.
 
-    Returns: the options, and the names of those that were given by hand.
+    --method, --preset and --compat are read first: they decide which flags there are and what their defaults are.
+    With `method`, that is the method and there is no such flag.
     """
-    parser = ArgumentParser(
-        usage="%(prog)s [flags]", description=description, formatter_class=flags.HelpFormatter, allow_abbrev=False
-    )
-    if method is None:
-        parser.add_argument("--method", choices=tuple(methods), default="dtml", help="what to train")
-    flags.add_preset_options(parser)
     first = ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--method", choices=tuple(methods), default="dtml")
-    flags.add_preset_options(first)
+    first.add_argument("--method", default="dtml")
+    first.add_argument("--preset", default="paper")
+    first.add_argument("--compat", default="off")
     chosen, _ = first.parse_known_args(argv)
-    key = method or chosen.method
+    key = method or (chosen.method if chosen.method in methods else "dtml")
     cls = methods[key]
-    cls.add_arguments(parser.add_argument_group(f"method {key}"))
-    if hasattr(cls, "consistency_weight"):
-        flags.add_consistency_options(parser)
-    for add in (
-        flags.add_path_options,
-        flags.add_data_options,
-        flags.add_augmentation_options,
-        flags.add_training_options,
-        flags.add_run_options,
-        flags.add_device_options,
-        flags.add_inference_options,
-    ):
-        add(parser)
+    parser = training_parser(description, methods, key, choose=method is None)
     own = cls.presets.get(chosen.preset, {})
-    layer_defaults(parser, cls.defaults, PRESETS[chosen.preset], own, COMPAT.get(chosen.compat, {}))
-    options = parser.parse_args(argv)
-    options.method = key
-    by_hand = given_by_hand(parser, argv) | ({"method"} if method else set())
-    _fit_preset(options, by_hand)
-    if "unlabelnum" in by_hand and options.unlabelnum and not cls.uses_unlabeled:
+    parser.layer(cls.defaults, PRESETS.get(chosen.preset, {}), own, COMPAT.get(chosen.compat, {}))
+    given = parser.given(argv)
+    options = Namespace(**{**parser.defaults(), **given, "method": key})
+    if options.resume and options.overwrite:
+        parser.error("--resume and --overwrite contradict each other")
+    names = set(given) | ({"method"} if method else set())
+    _fit_preset(options, names)
+    if options.unlabelnum and not cls.uses_unlabeled and "unlabelnum" in names:
         raise InputError(
             f"--unlabelnum {options.unlabelnum} asks for unlabeled cases, and --method {key} uses none; "
             "drop it or choose another --method"
         )
-    return resolve(options, cls.uses_unlabeled), by_hand
+    return resolve(options, cls.uses_unlabeled), names
 
 
-def _fit_preset(options: Namespace, by_hand: set[str]) -> None:
-    """Give up what a preset chose for its own batch or patch where others were given by hand."""
-    if "labeled_bs" not in by_hand and ("batch_size" in by_hand or options.unlabelnum == 0):
+def training_parser(description: str, methods: Mapping[str, Any], method: str, choose: bool = True) -> Parser:
+    """The flags of a training run by one method; `choose` adds --method."""
+    parser = Parser(
+        usage="%(prog)s [flags]",
+        description=description,
+        common=(*flags.COMMON, *(flag.removeprefix("--") for flag in flags_of_method(methods[method]))),
+        example=flags.TRAINING_EXAMPLE,
+        owners=partial(_owners, methods),
+    )
+    if choose:
+        parser.add_argument("--method", choices=tuple(methods), default="dtml", help="what to train")
+    flags.add_preset_options(parser)
+    flags.add_path_options(parser)
+    flags.add_data_options(parser)
+    flags.add_run_options(parser)
+    flags.add_training_options(parser)
+    methods[method].add_arguments(parser.add_argument_group(f"method {method}"))
+    if hasattr(methods[method], "consistency_weight"):
+        flags.add_consistency_options(parser)
+    flags.add_augmentation_options(parser)
+    flags.add_device_options(parser)
+    flags.add_inference_options(parser)
+    return parser
+
+
+def flags_of_method(cls: Any) -> list[str]:
+    """The flags that a method declares itself."""
+    parser = ArgumentParser(add_help=False)
+    cls.add_arguments(parser)
+    return [name for action in parser._actions for name in action.option_strings]
+
+
+def _owners(methods: Mapping[str, Any], flag: str) -> str:
+    having = [key for key, cls in methods.items() if flag in flags_of_method(cls)]
+    return f"is a flag of --method {' and '.join(having)}" if having else ""
+
+
+def _fit_preset(options: Namespace, given: set[str]) -> None:
+    """Give up what a preset chose for its own batch, patch or processor where others were given."""
+    if "labeled_bs" not in given and ("batch_size" in given or options.unlabelnum == 0):
         options.labeled_bs = None
-    if "amp" not in by_hand and min(options.patch_size) < MIN_BF16_PATCH:
+    fits = min(options.patch_size) >= MIN_BF16_PATCH and options.device != "cuda" and options.gpu is None
+    if "amp" not in given and not (fits and cpu_has_bf16()):
         options.amp = "off"
-
-
-def given_by_hand(parser: ArgumentParser, argv: Sequence[str] | None) -> set[str]:
-    """Names of the flags that stand on the command line: those that take the place of a mark."""
-    mark = object()
-    marked = parser.parse_args(argv, Namespace(**dict.fromkeys(vars(parser.parse_args(argv)), mark)))
-    return {name for name, value in vars(marked).items() if value is not mark}

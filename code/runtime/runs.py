@@ -1,5 +1,6 @@
 """Run folder, log, checkpoint, seed: the one place that knows the names of files."""
 
+import math
 import os
 import random
 import shutil
@@ -70,27 +71,34 @@ def default_exp(options: Namespace) -> str:
     return f"{options.method}_{options.preset}_l{options.labelnum}_s{options.seed}"
 
 
-def resumed_options(options: Namespace, by_hand: set[str]) -> Namespace:
-    """The options of the run that --resume continues; those given where there is no such run.
-
-    A run keeps its options, also those that a preset has changed since. A flag given by hand that contradicts them
-    is an `InputError`, but for `FREE_ON_RESUME`: there the flag wins.
-    """
+def stored_options(options: Namespace) -> dict[str, Any] | None:
+    """The options of the run that --resume continues; None for a fresh start."""
     path = run_folder(options.model_path, options.exp) / LAST
-    if not (options.resume and path.exists()):
+    return load_checkpoint(path)["options"] if options.resume and path.exists() else None
+
+
+def resumed_options(options: Namespace, given: set[str], stored: dict[str, Any] | None) -> Namespace:
+    """The options of a continued run: the stored ones, also where a preset has changed since.
+
+    A flag that is given and differs from the stored one is an `InputError`, but for `FREE_ON_RESUME` and a larger
+    --max_iterations: there the flag wins. Entries that are no option of the run's method are dropped.
+    """
+    if stored is None:
         return options
-    stored = load_checkpoint(path)["options"]
+    free = set(FREE_ON_RESUME)
+    if "max_iterations" in given and options.max_iterations > stored.get("max_iterations", math.inf):
+        free.add("max_iterations")
     without_effect = {"labelnum"} if stored.get("labeled_list") else set()  # the list decides
-    for name in sorted(by_hand.difference(FREE_ON_RESUME, OF_THE_COMMAND, without_effect)):
+    for name in sorted(given.difference(free, OF_THE_COMMAND, without_effect)):
         if getattr(options, name) != stored.get(name):
             raise InputError(
                 f"--{name} {getattr(options, name)} contradicts run {options.exp}, which was started with "
                 f"{stored.get(name)}; leave it out to continue that run, or give another --exp"
             )
-    kept = {*OF_THE_COMMAND, *(FREE_ON_RESUME & by_hand)}
-    if kept & {"device", "gpu"}:  # one without the other means a default, not the other's old value
-        kept |= {"device", "gpu"}
-    return Namespace(**{**vars(options), **stored, **{name: getattr(options, name) for name in kept}})
+    now = {*OF_THE_COMMAND, *(free & given)}
+    if now & {"device", "gpu"}:  # one without the other means a default, not the other's old value
+        now |= {"device", "gpu"}
+    return Namespace(**{k: value if k in now else stored.get(k, value) for k, value in vars(options).items()})
 
 
 def claim_run(options: Namespace) -> Path:

@@ -3,10 +3,10 @@
 from argparse import Namespace
 
 import pytest
-import torch
 
 from inference.trained import reported_output
 from methods import METHODS
+from options import presets
 from options.presets import COMPAT, PRESETS, cpu_has_bf16
 from train import parse_options
 
@@ -61,7 +61,9 @@ def test_every_entry_of_a_preset_is_a_flag():
         assert set().union(*cls.presets.values()) <= own, method
 
 
-def test_a_pytorch_without_the_private_probes_has_no_bf16(monkeypatch):
-    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
-    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported", raising=False)
-    assert cpu_has_bf16() is False
+@pytest.mark.parametrize(("text", "has"), [("flags : fma amx_tile", True), ("flags : fma avx512f", False), ("", False)])
+def test_the_processor_says_whether_it_has_bf16(tmp_path, monkeypatch, text, has):
+    monkeypatch.setattr(presets, "CPUINFO", tmp_path / "cpuinfo")
+    assert not cpu_has_bf16.__wrapped__()
+    presets.CPUINFO.write_text(f"processor : 0\n{text}\n")
+    assert cpu_has_bf16.__wrapped__() is has

@@ -107,9 +107,10 @@ def test_an_unknown_run_is_answered_with_the_known_ones(old_run, tmp_path):
 # --- options of a resumed run
 
 
-def resumed(tmp_path: Path, resume: bool = True, **by_hand) -> Namespace:
-    flags = {"seed": 0, "method": "dtml", "device": None, "gpu": None, "save_every": 100, **by_hand}
-    return runs.resumed_options(run_options(tmp_path, resume=resume, **flags), set(by_hand))
+def resumed(tmp_path: Path, resume: bool = True, **given) -> Namespace:
+    flags = {"seed": 0, "method": "dtml", "device": None, "gpu": None, "save_every": 100, **given}
+    options = run_options(tmp_path, resume=resume, **flags)
+    return runs.resumed_options(options, set(given), runs.stored_options(options))
 
 
 def test_a_resumed_run_keeps_its_options(old_run, tmp_path):
@@ -128,10 +129,10 @@ def test_repeating_what_the_run_has_is_no_contradiction(old_run, tmp_path):
     assert resumed(tmp_path, seed=1, method="dtml").seed == 1
 
 
-@pytest.mark.parametrize("by_hand", [{"seed": 2}, {"method": "supervised"}, {"new_flag": 1}])
-def test_contradicting_the_run_is_an_error_that_names_the_flag(old_run, tmp_path, by_hand):
-    with pytest.raises(InputError, match=f"--{next(iter(by_hand))} .* contradicts run a"):
-        resumed(tmp_path, **by_hand)
+@pytest.mark.parametrize("given", [{"seed": 2}, {"method": "supervised"}, {"new_flag": 1}])
+def test_contradicting_the_run_is_an_error_that_names_the_flag(old_run, tmp_path, given):
+    with pytest.raises(InputError, match=f"--{next(iter(given))} .* contradicts run a"):
+        resumed(tmp_path, **given)
 
 
 def test_a_number_that_the_list_overruled_may_be_typed_again(old_run, tmp_path):
