@@ -219,7 +219,7 @@ def segment(
     if asked.post == "lcc":
         mask = largest_component(mask)
     for name, path in outputs.items():
-        write_scan(path, mask if name == "mask" else maps[name], plan.scan.affine)
+        write_scan(path, mask if name == "mask" else maps[name], plan.scan.affine, plan.scan.header)
     volume = np.count_nonzero(mask) * abs(np.linalg.det(plan.scan.affine[:3, :3])) / MM3_PER_ML
     seconds, empty, touches = time.perf_counter() - start, not mask.any(), touches_border(mask[plan.box])
     remarks = " (empty)" if empty else " (touches the border)" if touches else ""

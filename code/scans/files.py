@@ -5,9 +5,11 @@ NIfTI affine, voxel index to millimetres in RAS (right, anterior, superior), as 
 converted where such a file is read or written.
 """
 
+import gzip
 import re
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,24 +19,35 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
+from scans.dicom import read_series, series_folders
 from utils.errors import InputError
 from utils.files import atomic
 from utils.nifti import RAS_FROM_LPS, affine_ras, stored, write_with_affine
 
 NIFTI = (".nii.gz", ".nii")
-READABLE = (*NIFTI, ".nrrd", ".mha", ".mhd")
+SEGMENTATION = ".seg.nrrd"  # of 3D Slicer: a label, of the part of the scan that it needs
+READABLE = (*NIFTI, SEGMENTATION, ".nrrd", ".nhdr", ".mha", ".mhd")
 WRITABLE = (".nii.gz", ".nrrd", ".mha")  # each a single file, so that it can appear whole or not at all
+DICOMDIR = "DICOMDIR"
+GZIP = b"\x1f\x8b"
 GRID_TOLERANCE = 0.05  # voxels by which corners may differ on one grid: headers are rounded, in NIfTI to float32
 LEAST_VOLUME = 1e-3  # spanned by the unit vectors of the axes, 1 for orthogonal ones
-SLICE_POSITION = "0020|0032"  # DICOM: Image Position (Patient)
+VOXEL_MM = (1e-3, 100.0)  # what a voxel of a patient can measure
+MM = {"m": 1e3, "meter": 1e3, "cm": 10.0, "micron": 1e-3, "microns": 1e-3, "um": 1e-3, "\xb5m": 1e-3}  # else mm
 
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """A volume and where it lies: `array` (W, H, D), as stored; `affine` (4, 4), voxel index to RAS millimetres."""
+    """A volume and where it lies: `array` (W, H, D), as stored; `affine` (4, 4), voxel index to RAS millimetres.
+
+    readings: other affines that programs read from the same header: the qform, and what ITK makes of it.
+    header: of a NIfTI file, so that a mask can state its geometry in the same words.
+    """
 
     array: np.ndarray
     affine: np.ndarray
+    readings: tuple[np.ndarray, ...] = ()
+    header: nib.Nifti1Header | None = None
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -64,14 +77,19 @@ def read_scan(path: Path | str) -> Scan:
     path = Path(path)
     if not path.exists():
         raise InputError(f"there is no scan {path}; correct the path that was given")
+    header, readings = None, ()
     with _explained(path):
         if path.is_dir():
-            array, affine = _from_itk(_read_series(path))
+            array, affine = read_series(path)
         elif path.name.lower().endswith(NIFTI):
-            image = nib.load(path)
-            array, affine = np.asanyarray(image.dataobj), image.affine
+            image = _nifti(path)
+            array, affine, header = np.asanyarray(image.dataobj), image.affine, image.header
+            unit = MM.get(header.get_xyzt_units()[0], 1.0)
+            affine, readings = _in_mm(affine, unit), (_in_mm(header.get_qform(), unit), *_itk_reading(path))
         elif path.name.lower().endswith(READABLE):
-            array, affine = _from_itk(sitk.ReadImage(str(path)))
+            _check_stream(path)
+            array, affine = _from_itk(sitk.ReadImage(str(path), imageIO=_itk_format(path)))
+            affine = _in_mm(affine, _nrrd_unit(path))
         else:
             raise InputError(f"{path} is no scan that can be read; give {', '.join(READABLE)} or a DICOM folder")
     while array.ndim > 3 and array.shape[-1] == 1:
@@ -81,7 +99,90 @@ def read_scan(path: Path | str) -> Scan:
     if array.dtype.kind not in "fiub":
         raise InputError(f"{path} holds values of type {array.dtype}; give one real number per voxel")
     _check_affine(affine, path)
-    return Scan(array, np.asarray(affine, dtype=np.float64))
+    return Scan(array, np.asarray(affine, dtype=np.float64), readings, header)
+
+
+class _Header(nib.Nifti1Header):
+    quaternion_threshold = -1e-3  # ITK and FSL read quaternions that are slightly too long, too
+
+
+class _Image(nib.Nifti1Image):
+    header_class = _Header
+
+
+def _nifti(path: Path) -> nib.Nifti1Image:
+    """A NIfTI file by its content, not by its suffix; gzip is read to the checksum."""
+    content = path.read_bytes()
+    if content.startswith(GZIP):
+        content = gzip.decompress(content)
+    second = int.from_bytes(content[:4], "little") == 540 or int.from_bytes(content[:4], "big") == 540
+    return (nib.Nifti2Image if second else _Image).from_bytes(content)
+
+
+def _in_mm(affine: np.ndarray, unit: float) -> np.ndarray:
+    return np.diag([unit, unit, unit, 1.0]) @ affine
+
+
+def _itk_reading(path: Path) -> tuple[np.ndarray, ...]:
+    """The affine that ITK, and with it 3D Slicer and ITK-SNAP, reads from a NIfTI header; () where it reads none."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+        parts = [np.array(part) for part in (reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())]
+        size = reader.GetDimension()
+        return (affine_ras(parts[0][:3], parts[1][:3], parts[2].reshape(size, size)[:3, :3]),)
+    except (RuntimeError, ValueError):
+        return ()
+
+
+def _itk_format(path: Path) -> str:
+    """ITK knows suffixes in small letters only."""
+    return "MetaImageIO" if path.suffix.lower() in (".mha", ".mhd") else "NrrdImageIO"
+
+
+def _text_header(path: Path) -> tuple[str, bytes]:
+    """The fields of a NRRD or MetaImage file as text, and what follows them."""
+    content = path.read_bytes()
+    end = rb"ElementDataFile[^\n]*\n" if path.suffix.lower() in (".mha", ".mhd") else rb"\r?\n\r?\n"
+    found = re.search(end, content)
+    stop = found.end() if found else len(content)
+    return content[:stop].decode("latin-1"), content[stop:]
+
+
+def _check_stream(path: Path) -> None:
+    """Read a compressed stream to its checksum, which ITK does not."""
+    header, rest = _text_header(path)
+    if re.search(r"^encoding:\s*gz", header, re.I | re.M) and rest:
+        gzip.decompress(rest)
+    elif re.search(r"^CompressedData\s*=\s*True", header, re.I | re.M) and "= LOCAL" in header:
+        zlib.decompress(rest)
+
+
+def _nrrd_unit(path: Path) -> float:
+    """Millimetres of the unit in which a NRRD header states its geometry, which ITK ignores."""
+    named = re.search(r'^(?:space )?units:\s*"([^"]*)"', _text_header(path)[0], re.M)
+    return MM.get(named[1].strip().lower(), 1.0) if named else 1.0
+
+
+def files_of(path: Path) -> list[Path]:
+    """Every file that a scan is read from: those of a folder, a header and its voxel files, or the file itself."""
+    if path.is_dir():
+        return sorted(file for file in path.iterdir() if file.is_file())
+    if path.suffix.lower() not in (".mhd", ".mha", ".nrrd", ".nhdr"):
+        return [path]
+    header, rest = _text_header(path)
+    named = re.search(r"^(?:ElementDataFile\s*=|data ?file:)\s*(.+?)\s*$", header, re.I | re.M)
+    words = named[1].split() if named else ["LOCAL"]
+    if words[0] == "LIST":
+        below = header[named.end() :] + rest.decode("latin-1")
+        names = [line.strip() for line in below.splitlines() if line.strip()]
+    elif "%" in words[0] and len(words) >= 4:
+        first, last, step = map(int, words[1:4])
+        names = [words[0] % number for number in range(first, last + 1, step)]
+    else:
+        names = [named[1]] if named and words[0] != "LOCAL" else []
+    return [path, *(path.parent / name for name in names if (path.parent / name).is_file())]
 
 
 @contextmanager
@@ -99,34 +200,6 @@ def _explained(path: Path) -> Iterator[None]:
         raise InputError(f"{path} is damaged or no scan ({reason}); export it again") from error
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(shown)
-
-
-def _read_series(folder: Path) -> sitk.Image:
-    series = dicom_series(folder)
-    if len(series) != 1:
-        found = f"{len(series)} DICOM series ({', '.join(series)})" if series else "no DICOM series"
-        raise InputError(f"folder {folder} holds {found}; give a folder of one series")
-    files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(files)
-    reader.MetaDataDictionaryArrayUpdateOn()
-    image = reader.Execute()
-    if len(files) > 1 and not _evenly_spaced([reader.GetMetaData(k, SLICE_POSITION) for k in range(len(files))]):
-        raise InputError(f"the DICOM series in {folder} lacks slices or spaces them unevenly; export it again")
-    return image
-
-
-def _evenly_spaced(positions: list[str]) -> bool:
-    """Whether the slices follow each other in equal steps; ITK would go on with their mean."""
-    steps = np.diff([[float(mm) for mm in position.split("\\")] for position in positions], axis=0)
-    typical = np.median(steps, axis=0)
-    return bool(np.linalg.norm(steps - typical, axis=1).max() <= GRID_TOLERANCE * np.linalg.norm(typical))
-
-
-def dicom_series(folder: Path) -> list[str]:
-    """Identifiers of the DICOM series in a folder, itself, without its sub-folders."""
-    with _explained(folder):
-        return list(sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)))
 
 
 def _from_itk(image: sitk.Image) -> tuple[np.ndarray, np.ndarray]:
@@ -148,25 +221,29 @@ def _check_affine(affine: np.ndarray | None, path: Path) -> None:
         lengths = np.linalg.norm(affine[:3, :3], axis=0)
         usable = lengths.min() > 0 and abs(np.linalg.det(affine[:3, :3] / lengths)) > LEAST_VOLUME
     if not usable:
-        raise InputError(f"{path} states no usable geometry (affine {np.asarray(affine).tolist()}); mend its header")
+        raise InputError(f"{path} states no usable geometry (affine {np.asarray(affine).tolist()}); fix its header")
+    if lengths.min() < VOXEL_MM[0] or lengths.max() > VOXEL_MM[1]:
+        size = " x ".join(f"{mm:g}" for mm in lengths)
+        raise InputError(f"{path} has voxels of {size} mm, no patient's; fix the voxel size or the unit in its header")
 
 
 # --- write
 
 
-def write_scan(path: Path | str, array: np.ndarray, affine: np.ndarray) -> None:
+def write_scan(path: Path | str, array: np.ndarray, affine: np.ndarray, header: nib.Nifti1Header | None = None) -> None:
     """Write a volume in a given geometry, whole or not at all; the suffix decides on the format.
 
     Args:
         path: ends in .nii.gz, .nrrd or .mha; its folder exists.
         array: (W, H, D); Boolean and integer values (0..255) are stored as uint8, floating ones as float32.
         affine: (4, 4), voxel index to RAS millimetres. NRRD and MHA hold no shear: there it is an `InputError`.
+        header: of the NIfTI scan that the volume lies over; a .nii.gz then states its geometry in the same words.
     """
     path = Path(path)
     if not path.name.endswith(WRITABLE):
         raise InputError(f"{path} cannot be written; name a scan {', '.join(WRITABLE)}")
     if path.name.endswith(".nii.gz"):
-        write_with_affine(path, array, affine)
+        write_with_affine(path, array, affine, header)
         return
     scan = Scan(stored(array), np.asarray(affine, dtype=np.float64))
     if not np.allclose(scan.direction.T @ scan.direction, np.eye(3), atol=1e-4):
@@ -187,23 +264,29 @@ def write_scan(path: Path | str, array: np.ndarray, affine: np.ndarray) -> None:
 # --- find
 
 
-def find_scans(folder: Path | str) -> dict[str, Path]:
+def find_scans(folder: Path | str, labels: bool = False) -> dict[str, Path]:
     """The scans of a folder by case id, sorted: files by name without suffix, sub-folders with DICOM by name.
 
-    A folder that holds DICOM slices itself is one scan. None at all, or two of one id, is an `InputError`.
+    A tree of DICOM folders gives a scan for each folder that holds slices, with the names on the way as its id. A
+    folder that holds DICOM slices itself is one scan. None at all, or two of one id, is an `InputError`.
+
+    Args: labels, whether labels are sought: of a folder with .seg.nrrd only these, which otherwise are no scans.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}; correct the path that was given")
+    paths = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    segmentations = [path for path in paths if path.name.lower().endswith(SEGMENTATION)]
+    paths = segmentations if labels and segmentations else [path for path in paths if path not in segmentations]
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        case = path.name if path.is_dir() else case_id(path)
-        if path.name.startswith(".") or case is None or (path.is_dir() and not dicom_series(path)):
-            continue
-        if case in found:
-            raise InputError(f"{found[case]} and {path} have one case id, {case}; rename or remove one of them")
-        found[case] = path
-    if not found and dicom_series(folder):
+    for path in paths:
+        holders = list(series_folders(path)) if path.is_dir() else [path] if case_id(path) else []
+        for holder in holders:
+            case = case_id(path) or path.name if len(holders) == 1 else "_".join(holder.relative_to(folder).parts)
+            if case in found:
+                raise InputError(f"{found[case]} and {holder} have one case id, {case}; rename or remove one of them")
+            found[case] = holder
+    if not found and folder in series_folders(folder):
         found = {folder.resolve().name: folder}
     if not found:
         raise InputError(f"folder {folder} holds no scan; give one with {', '.join(READABLE)} or DICOM sub-folders")
@@ -219,13 +302,49 @@ def case_id(path: Path) -> str | None:
 # --- geometry
 
 
-def same_grid(one: Scan, other: Scan) -> bool:
-    """Whether two scans have one shape and lie in one place, up to the rounding of headers."""
+def grid_distance(one: Scan, other: Scan) -> float:
+    """Voxels of `one` by which the corners of two scans lie apart; infinite for different shapes."""
     if one.array.shape != other.array.shape:
-        return False
+        return np.inf
     corners = np.array(np.meshgrid(*([0, n - 1] for n in one.array.shape))).reshape(3, -1)
     apart = (one.affine - other.affine)[:3] @ np.vstack([corners, np.ones(corners.shape[1])])
-    return bool(np.linalg.norm(apart, axis=0).max() <= GRID_TOLERANCE * min(one.spacing_mm))
+    return float(np.linalg.norm(apart, axis=0).max() / min(one.spacing_mm))
+
+
+def same_grid(one: Scan, other: Scan) -> bool:
+    """Whether two scans have one shape and lie in one place, up to the rounding of headers."""
+    return grid_distance(one, other) <= GRID_TOLERANCE
+
+
+def on_grid_of(scan: Scan, label: Scan) -> tuple[np.ndarray, float]:
+    """A label in the order of its scan's voxels, and how many voxels its corners lie off; infinite for another shape.
+
+    The headers count in every reading, axes may be flipped or swapped, and a label of a part of the scan is padded.
+    """
+    best = label.array, np.inf
+    for here in (scan.affine, *scan.readings):
+        for there in (label.affine, *label.readings):
+            place = Scan(scan.array, here)
+            turned = reorient(Scan(label.array, there), orientation_of(here))
+            for one in (turned, _padded(place, turned)):
+                distance = grid_distance(place, one)
+                best = (one.array, distance) if distance < best[1] else best
+            if best[1] <= GRID_TOLERANCE:
+                return best
+    return best
+
+
+def _padded(scan: Scan, label: Scan) -> Scan:
+    """The label in the whole of a scan, whose voxels from some corner on it covers; itself where it does not."""
+    start = np.rint(np.linalg.solve(scan.affine, label.affine[:, 3])[:3]).astype(int)
+    stop = start + label.array.shape
+    if label.array.shape == scan.array.shape or (start < 0).any() or (stop > scan.array.shape).any():
+        return label
+    whole = np.zeros(scan.array.shape, label.array.dtype)
+    whole[tuple(map(slice, start, stop))] = label.array
+    affine = label.affine.copy()
+    affine[:3, 3] -= affine[:3, :3] @ start
+    return Scan(whole, affine)
 
 
 def orientation_of(affine: np.ndarray) -> str:

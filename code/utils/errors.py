@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 BAD_INPUT = 2  # exit status, the same that argparse uses
 INTERRUPTED = 130  # as shells count: 128 + the number of SIGINT
-EXTRAS = frozenset("SimpleITK onnx onnxruntime onnxscript openvino pandas plotly".split())  # requirements-extra.txt
+# packages of requirements-extra.txt
+EXTRAS = frozenset("SimpleITK onnx onnxruntime onnxscript openvino pandas plotly pydicom".split())
 
 
 class InputError(Exception):

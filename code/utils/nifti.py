@@ -16,6 +16,10 @@ from utils.files import atomic
 
 RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0])
 SCANNER_SPACE = 1  # NIfTI's code for "scanner coordinates", for qform and sform
+GEOMETRY = (
+    "pixdim qform_code sform_code quatern_b quatern_c quatern_d qoffset_x qoffset_y qoffset_z srow_x srow_y srow_z "
+    "xyzt_units"
+).split()
 COMPRESSION_LEVEL = 6  # of gzip: an LA mask is 26 kB in 10 ms (59 kB at level 1, 20 kB in 60 ms at level 9)
 
 
@@ -42,15 +46,25 @@ def write_nifti(
     write_with_affine(path, array, affine_ras(spacing_mm, origin_mm, direction))
 
 
-def write_with_affine(path: Path | str, array: np.ndarray, affine: np.ndarray) -> None:
-    """As `write_nifti`, but the geometry is the NIfTI affine: (4, 4), voxel index to RAS millimetres."""
+def write_with_affine(
+    path: Path | str, array: np.ndarray, affine: np.ndarray, like: nib.Nifti1Header | None = None
+) -> None:
+    """As `write_nifti`, but the geometry is the NIfTI affine: (4, 4), voxel index to RAS millimetres.
+
+    Args: like, the header of a scan of this geometry: qform, sform, their codes, voxel size and unit are copied.
+    """
     path = Path(path)
     if not path.name.endswith(".nii.gz"):
         raise ValueError(f"a NIfTI file is written as .nii.gz, got {path.name}")
-    image = nib.Nifti1Image(stored(array), affine)
-    image.header.set_xyzt_units("mm")
-    image.set_sform(affine, code=SCANNER_SPACE)
-    image.set_qform(affine, code=SCANNER_SPACE)  # a quaternion holds no shear: sform is exact, qform the nearest
+    image = nib.Nifti1Image(stored(array), None if like is not None else affine)
+    if like is not None:
+        for field in GEOMETRY:
+            image.header[field] = like[field]
+        image.header["pixdim"][4:] = 1  # a volume has no time
+    else:
+        image.header.set_xyzt_units("mm")
+        image.set_sform(affine, code=SCANNER_SPACE)
+        image.set_qform(affine, code=SCANNER_SPACE)  # a quaternion holds no shear: sform is exact, qform the nearest
     with atomic(path) as temporary:
         temporary.write_bytes(gzip.compress(image.to_bytes(), COMPRESSION_LEVEL, mtime=0))
 

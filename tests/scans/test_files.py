@@ -1,5 +1,6 @@
 """Reading and writing of scans against geometry worked by hand, and against the libraries' own view of the files."""
 
+import gzip
 import os
 
 import nibabel as nib
@@ -8,7 +9,16 @@ import pytest
 import SimpleITK as sitk
 
 from scans import files as scans
-from scans.files import Scan, find_scans, read_scan, reorient, same_grid, write_scan
+from scans.files import (
+    Scan,
+    files_of,
+    find_scans,
+    on_grid_of,
+    read_scan,
+    reorient,
+    same_grid,
+    write_scan,
+)
 from utils.errors import InputError
 
 SPACING = (0.5, 0.75, 2.0)
@@ -59,7 +69,7 @@ def by_hand(voxel) -> np.ndarray:
     return np.array([-left, -posterior, superior])
 
 
-@pytest.mark.parametrize("name", ["a.nii.gz", "a.nii", "a.nrrd", "a.mha", "a.mhd", "A.NRRD"])
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nii", "a.nrrd", "a.mha", "a.mhd", "a.nhdr", "A.NRRD", "A.MHA"])
 def test_every_format_gives_the_same_scan(tmp_path, array, name):
     sitk.WriteImage(itk_image(array), str(tmp_path / name.lower()))
     os.rename(tmp_path / name.lower(), tmp_path / name)
@@ -228,3 +238,138 @@ def test_reorienting_keeps_every_voxel_in_its_place(array, code):
     assert position[scan] == position[turned]
     back = scans.undo_turn(turned.array, scans.turn_to(affine, code))
     np.testing.assert_array_equal(back, array)
+
+
+# --- NIfTI headers
+
+
+def corners_by_itk(path) -> np.ndarray:
+    image = sitk.ReadImage(str(path))
+    return np.array([image.TransformIndexToPhysicalPoint(voxel) for voxel in ((0, 0, 0), (6, 0, 0), (6, 5, 4))])
+
+
+def nifti(array, affine, moved=0.0, codes=(1, 2), unit="mm") -> nib.Nifti1Image:
+    """A header whose sform lies `moved` mm from its qform."""
+    image = nib.Nifti1Image(array, affine)
+    other = affine.copy()
+    other[0, 3] += moved
+    image.set_qform(affine, 1)
+    image.set_sform(other, 2)
+    image.header["qform_code"], image.header["sform_code"] = codes
+    image.header.set_xyzt_units(unit)
+    return image
+
+
+@pytest.mark.parametrize("codes", [(1, 2), (0, 0), (1, 0), (0, 2)])
+def test_a_mask_states_its_place_in_the_words_of_its_scan(tmp_path, array, codes):
+    nib.save(nifti(array, np.diag([*SPACING, 1.0]), moved=10, codes=codes), tmp_path / "a.nii.gz")
+    scan = read_scan(tmp_path / "a.nii.gz")
+    write_scan(tmp_path / "m.nii.gz", scan.array > 0, scan.affine, scan.header)
+    np.testing.assert_allclose(corners_by_itk(tmp_path / "m.nii.gz"), corners_by_itk(tmp_path / "a.nii.gz"))
+    one, other = (nib.load(tmp_path / name).header for name in ("a.nii.gz", "m.nii.gz"))
+    for field in ("qform_code", "sform_code", "pixdim", "xyzt_units", "srow_x", "quatern_b", "qoffset_x"):
+        np.testing.assert_array_equal(one[field], other[field])
+
+
+@pytest.mark.parametrize("unit, mm", [("meter", 1e3), ("micron", 1e-3), ("mm", 1)])
+def test_units_are_converted(tmp_path, array, unit, mm):
+    nib.save(nifti(array, np.diag([*np.array(SPACING) / mm, 1.0]), unit=unit), tmp_path / "a.nii")
+    np.testing.assert_allclose(read_scan(tmp_path / "a.nii").spacing_mm, SPACING, rtol=1e-5)
+
+
+def test_units_of_nrrd_are_converted(tmp_path, array):
+    sitk.WriteImage(itk_image(array), str(tmp_path / "a.nrrd"))
+    content = (tmp_path / "a.nrrd").read_bytes()
+    units = b'\nspace units: "cm" "cm" "cm"\nsizes:'
+    (tmp_path / "a.nrrd").write_bytes(content.replace(b"\nsizes:", units, 1))
+    np.testing.assert_allclose(read_scan(tmp_path / "a.nrrd").spacing_mm, np.array(SPACING) * 10, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mm", [1e-4, 1e3])
+def test_voxels_of_no_patient(tmp_path, array, mm):
+    nib.save(nib.Nifti1Image(array, np.diag([1, 1, mm, 1.0])), tmp_path / "a.nii")
+    fault(lambda: read_scan(tmp_path / "a.nii"), tmp_path / "a.nii")
+
+
+def test_the_content_decides_whether_nifti_is_compressed(tmp_path, array):
+    content = nib.Nifti1Image(array, np.eye(4)).to_bytes()
+    (tmp_path / "a.nii").write_bytes(gzip.compress(content))
+    (tmp_path / "a.nii.gz").write_bytes(content)
+    for name in ("a.nii", "a.nii.gz"):
+        np.testing.assert_array_equal(read_scan(tmp_path / name).array, array)
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd", "a.mha"])
+def test_a_flipped_bit_in_a_compressed_file(tmp_path, array, name):
+    sitk.WriteImage(itk_image(array), str(tmp_path / name), useCompression=True)
+    content = bytearray((tmp_path / name).read_bytes())
+    content[-6 if name != "a.mha" else -2] ^= 1  # within the checksum
+    (tmp_path / name).write_bytes(content)
+    fault(lambda: read_scan(tmp_path / name), tmp_path / name)
+
+
+# --- labels on the grid of their scan
+
+
+def label_over(scan_file, array, path):
+    """A label as ITK-SNAP, 3D Slicer and SimpleITK write it: on the grid that ITK reads."""
+    label = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
+    label.CopyInformation(sitk.ReadImage(str(scan_file)))
+    sitk.WriteImage(label, str(path))
+
+
+@pytest.mark.parametrize("kind", ["sheared", "sform", "codes"])
+def test_labels_of_itk_fit_in_one_reading_of_the_header(tmp_path, array, kind):
+    affine = np.diag([-1.0, -1, 2, 1])
+    affine[0, 1] = 0.03 * (kind == "sheared")
+    image = nifti(array, affine, 10 * (kind == "sform"), (0, 0) if kind == "codes" else (1, 2))
+    nib.save(image, tmp_path / "a.nii.gz")
+    label_over(tmp_path / "a.nii.gz", (array > 0).astype(np.uint8), tmp_path / "l.nrrd")
+    label, off = on_grid_of(read_scan(tmp_path / "a.nii.gz"), read_scan(tmp_path / "l.nrrd"))
+    np.testing.assert_array_equal(label, array > 0)
+    assert off < 0.01
+
+
+@pytest.mark.parametrize("code", ["RAS", "SPL", "IAR"])
+def test_turned_labels_are_turned_back(array, code):
+    scan = Scan(array, np.diag([*SPACING, 1.0]))
+    label, off = on_grid_of(scan, reorient(scan, code))
+    np.testing.assert_array_equal(label, array)
+    assert off < 1e-9
+
+
+def test_a_label_of_a_part_is_padded(array):
+    affine = np.diag([*SPACING, 1.0])
+    part = affine.copy()
+    part[:3, 3] = affine[:3, :3] @ (1, 2, 1)
+    label, off = on_grid_of(Scan(array, affine), Scan(array[1:4, 2:5, 1:3], part))
+    assert off < 1e-9 and np.count_nonzero(label) == np.count_nonzero(array[1:4, 2:5, 1:3])
+    np.testing.assert_array_equal(label[1:4, 2:5, 1:3], array[1:4, 2:5, 1:3])
+    part[0, 3] += 0.3 * SPACING[0]
+    assert on_grid_of(Scan(array, affine), Scan(array[1:4, 2:5, 1:3], part))[1] > 0.2
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("a.mhd", "ElementDataFile = s1.raw"),
+        ("a.mhd", "ElementDataFile = LIST\ns1.raw\ns2.raw"),
+        ("a.mhd", "ElementDataFile = s%d.raw 1 2 1"),
+        ("a.nhdr", "NRRD0004\ndata file: s1.raw\n"),
+        ("a.nhdr", "NRRD0004\ndata file: LIST\ns1.raw\ns2.raw\n"),
+        ("a.nrrd", "NRRD0004\ndata file: s%d.raw 1 2 1\n"),
+    ],
+)
+def test_all_files_of_a_scan(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    for number in (1, 2):
+        (tmp_path / f"s{number}.raw").touch()
+    count = 2 if "LIST" in text or "%" in text else 1
+    assert [path.name for path in files_of(tmp_path / name)] == [name, "s1.raw", "s2.raw"][: count + 1]
+
+
+def test_segmentations_of_slicer_are_labels(tmp_path):
+    for name in ("a.nrrd", "a.seg.nrrd"):
+        (tmp_path / name).touch()
+    assert find_scans(tmp_path) == {"a": tmp_path / "a.nrrd"}
+    assert find_scans(tmp_path, labels=True) == {"a": tmp_path / "a.seg.nrrd"}
