@@ -1,6 +1,6 @@
-"""Go over a data folder and report every fault at once: lists, missing cases, damaged or unsound files.
+"""Go over a data folder and report every fault at once: lists, missing cases, damaged or invalid files.
 
-Exit status: 0 for a sound folder, 1 if there are faults.
+Exit status: 0 for a valid folder, 1 if there are faults.
 """
 
 import argparse
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dataloaders.case_files import find_faults, has_label, read_label, read_shape, read_spacing, scan_list
+from dataloaders.case_files import find_faults, has_label, read_label, read_shape, read_spacing, same_scans, scan_list
 from options.flags import HelpFormatter, add_path_options, list_paths
 from utils.errors import run_script
 from utils.files import repository_path
@@ -39,6 +39,10 @@ def main(argv: list[str] | None = None) -> int:
         found = find_faults(root, case, expect_label=case in labeled)
         faults += found
         sound += [] if found else [case]
+    faults += [
+        f"cases {one} and {other} are one scan; take one out of --train_list or of --test_list"
+        for one, other in same_scans(root, cases)
+    ]
     faults = list(dict.fromkeys(faults))  # one missing folder is one fault, not one per case
     print(f"{root}: {len(train)} training cases, {len(test)} test cases")
     for line in [*summarize(root, sound), *(f"fault: {fault}" for fault in faults)]:

@@ -25,7 +25,7 @@ import torch
 from tqdm import tqdm
 
 from dataloaders import case_files
-from dataloaders.split import cases_of_training, cases_to_test
+from dataloaders.split import cases_of_training, cases_to_test, refuse_copies
 from evaluation.figures import case_figure
 from evaluation.metrics import evaluate, largest_component, summarise, verify_against_medpy
 from evaluation.tables import Score, case_table, comparison_table, number, pick, summary_table
@@ -215,6 +215,7 @@ def sound_cases(options: Namespace, state: dict[str, Any]) -> list[str]:
             f"{len(known)} cases of the test list, {known[0]} the first, were in the training of {options.exp}; "
             "name another list with --test_list or --split"
         )
+    refuse_copies(files.repository_path(options.root_path), cases_of_training(state), cases)
     for case in cases:
         if faults := case_files.find_faults(files.repository_path(options.root_path), case):
             raise InputError(faults[0])

@@ -1,3 +1,5 @@
+import shutil
+
 import h5py
 import numpy as np
 import pytest
@@ -118,3 +120,10 @@ def test_missing_folder_is_one_fault_beside_its_lists(root, capsys):
     assert status == 1
     assert len(faults) == 1
     assert "--root_path" in faults[0]
+
+
+def test_one_scan_under_two_ids(root, capsys):
+    shutil.copy(case_path(root, "a"), case_path(root, "d"))
+    status, faults, _ = check(capsys, root)
+    assert status == 1 and len(faults) == 1
+    assert "a and d" in faults[0] and "--test_list" in faults[0]

@@ -122,7 +122,8 @@ def test_running_again_leaves_the_lists_to_their_user(command, raw, tmp_path):
     (tmp_path / "out" / "train.list").write_text("scan0\n")
     assert prepare_scans.main(command()) == 0
     assert lists_in(tmp_path / "out")["train.list"] == ["scan0"]
-    shutil.copy(raw / "images" / "scan5.nii.gz", raw / "images" / "scan6.nii.gz")
+    scan = nib.load(raw / "images" / "scan5.nii.gz")
+    nib.save(nib.Nifti1Image(np.asanyarray(scan.dataobj)[::-1], scan.affine), raw / "images" / "scan6.nii.gz")
     prepare_scans.main(command())
     assert len(lists_in(tmp_path / "out")["train.list"]) == 6
 

@@ -3,9 +3,11 @@
 Layout: `<root>/<case>/mri_norm2.h5` with the data sets `image` (float32) and `label` (uint8, 1 = left
 atrium), both (W, H, D). Attributes, all optional: `spacing_mm`, `origin_mm` and `direction`, the geometry in ITK's
 terms (LPS; the direction as 9 numbers row by row). A fault is one sentence that names the file, the data set and what
-mends it.
+fixes it.
 """
 
+import glob
+import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +26,7 @@ LABEL_KEY = "label"
 SPACING_KEY = "spacing_mm"
 ORIGIN_KEY = "origin_mm"
 DIRECTION_KEY = "direction"
+VOXELS_KEY = "voxels"  # SHA-256 of the raw scan's values: equal for one scan under two ids
 DEST = "--dest"  # the flag by which scripts that write a data folder name it
 SPACING_MM = (0.625, 0.625, 0.625)  # of the 2018 Atrial Segmentation Challenge; its files do not carry it
 
@@ -55,9 +58,19 @@ def scan_list(path: Path, flag: str) -> tuple[list[str], list[str]]:
         for case in cases
         if ids.count(case) > 1
     ]
+    faults += [
+        f"list file {path} names {case}, a path; write the name of a folder in --root_path, or name another {flag}"
+        for case in cases
+        if not is_name(case)
+    ]
     if not cases:
         faults = [f"list file {path} names no case; write one case id per line, or name another {flag}"]
     return cases, faults
+
+
+def is_name(case: str) -> bool:
+    """Whether a case id is the name of a folder, not a path that may leave the data folder or spell another id."""
+    return bool(case) and not case.startswith(".") and not set(case) & set("/\\\n")
 
 
 def write_list(path: Path, cases: Sequence[str]) -> None:
@@ -114,7 +127,7 @@ def read_spacing(root: Path, case: str) -> tuple[float, float, float]:
 
 
 def read_geometry(root: Path, case: str) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
-    """Spacing, origin and direction as `reporting.nifti.write_nifti` takes them; LPS axes from 0 unless stored."""
+    """Spacing, origin and direction as `utils.nifti.write_nifti` takes them; LPS axes from 0 unless stored."""
     origin = _attribute(root, case, ORIGIN_KEY, (0.0, 0.0, 0.0))
     direction = _attribute(root, case, DIRECTION_KEY, tuple(np.eye(3).ravel().tolist()))
     axes = np.reshape(direction, (3, 3))
@@ -164,6 +177,41 @@ def has_label(root: Path, case: str) -> bool:
         return LABEL_KEY in file
 
 
+def same_scans(root: Path, cases: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of ids whose images have equal voxels: one scan under two names. Cases that cannot be read are left out.
+
+    Only images of one shape are compared, their middle slices first; prepared ones by the digest of their raw scan.
+    """
+    same = [list(dict.fromkeys(cases))]
+    for clue in (_shape_clue, _slice_clue, _image_clue):
+        groups: dict[Any, list[str]] = {}
+        for number, group in enumerate(same):
+            for case in group:
+                try:
+                    groups.setdefault((number, clue(root, case)), []).append(case)
+                except InputError:  # said where the case is read
+                    continue
+        same = [group for group in groups.values() if len(group) > 1]
+    return [(group[0], other) for group in same for other in group[1:]]
+
+
+def _shape_clue(root: Path, case: str) -> Any:
+    with _opened(root, case) as file:
+        return file.attrs.get(VOXELS_KEY) or _dataset(file, IMAGE_KEY).shape
+
+
+def _slice_clue(root: Path, case: str) -> Any:
+    with _opened(root, case) as file:
+        data = _dataset(file, IMAGE_KEY)
+        return file.attrs.get(VOXELS_KEY) or data[..., data.shape[2] // 2].astype(np.float32).tobytes()
+
+
+def _image_clue(root: Path, case: str) -> Any:
+    with _opened(root, case) as file:
+        voxels = file.attrs.get(VOXELS_KEY)
+        return voxels or hashlib.sha256(_dataset(file, IMAGE_KEY)[()].astype(np.float32)).hexdigest()
+
+
 def find_faults(root: Path, case: str, expect_label: bool = True) -> list[str]:
     """Every fault of one case, as sentences; empty for a sound one.
 
@@ -191,12 +239,27 @@ def _opened(root: Path, case: str) -> Iterator[h5py.File]:
     if not Path(root).is_dir():
         raise InputError(f"data folder {root} does not exist; name the folder of the cases with --root_path")
     if not path.is_file():
+        name = glob.escape(case)
+        others = (
+            [other for place in ("/*.h5", "*.h5") for other in Path(root).glob(name + place)] if is_name(case) else []
+        )
+        if others:  # *_norm.h5, or the slices of SSL4MIS
+            raise InputError(f"{path} does not exist, but {others[0]} does; move it there if it holds whole volumes")
         raise InputError(f"{path} does not exist; correct case {case} in its list, or the folder --root_path")
     try:
         with h5py.File(path, "r") as file:
             yield file
     except (OSError, RuntimeError) as error:  # h5py raises both for truncated and for damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "lock file" in reason:
+            raise InputError(
+                f"{path} is locked: another process writes it, or its file system has no locks; wait for that process, "
+                "or set HDF5_USE_FILE_LOCKING=FALSE"
+            ) from error
+        if "filter" in reason:
+            raise InputError(
+                f"{path} is compressed with a filter that this HDF5 lacks ({reason}); write it with gzip"
+            ) from error
         raise InputError(f"{path} is damaged or no HDF5 file ({reason}); write the case again") from error
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dataloaders.case_files import read_list
+from dataloaders.case_files import read_list, same_scans
 from options.flags import list_paths
 from utils.errors import InputError
 from utils.files import repository_path
@@ -29,7 +29,9 @@ def training_split(options: Namespace) -> Split:
     train_path, test_path = list_paths(options)
     cases = read_list(train_path, "--train_list")
     if options.test_list or test_path.exists():  # training itself needs no test list
-        _refuse_overlap(cases, train_path, read_list(test_path, "--test_list"), test_path)
+        test = read_list(test_path, "--test_list")
+        _refuse_overlap(cases, train_path, test, test_path)
+        refuse_copies(repository_path(options.root_path), cases, test)
     labeled = _labeled(options, cases, train_path)
     if not 0 <= options.val_cases < len(labeled):
         raise InputError(f"--val_cases {options.val_cases} must leave at least one of {len(labeled)} labeled cases")
@@ -75,6 +77,16 @@ def _refuse_overlap(train: list[str], train_path: Path, test: list[str], test_pa
             f"{len(both)} cases, {both[0]} the first, are in {train_path} and in {test_path}; "
             "take them out of one, or name other lists with --train_list and --test_list"
         )
+
+
+def refuse_copies(root: Path, train: list[str], test: list[str]) -> None:
+    """Refuse a test case that is a training case under another id."""
+    known, tested = set(train), set(test)
+    for one, other in same_scans(root, [*train, *test]):
+        if one in known and other in tested and one != other:
+            raise InputError(
+                f"test case {other} is training case {one} under another id; take it out of --train_list or --test_list"
+            )
 
 
 def cases_of_training(state: dict[str, Any]) -> list[str]:

@@ -6,18 +6,27 @@ interrupted one continues, and a changed file or setting is noticed.
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
+import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from dataloaders.case_files import CASE_FILE, DEST, DIRECTION_KEY, ORIGIN_KEY, SPACING_KEY, case_path, write_case
-from scans.files import Scan, orientation_of, read_scan, same_grid
+from dataloaders.case_files import (
+    CASE_FILE,
+    DEST,
+    DIRECTION_KEY,
+    ORIGIN_KEY,
+    SPACING_KEY,
+    VOXELS_KEY,
+    case_path,
+    write_case,
+)
+from scans.files import GRID_TOLERANCE, Scan, files_of, on_grid_of, orientation_of, read_scan
 from scans.preprocess import RECORD, Preprocessing
 from utils.errors import InputError
 from utils.files import write_json, writing
@@ -27,6 +36,8 @@ MANIFEST = "manifest.json"
 SOURCE_KEY = "source"  # attribute of a prepared case: its line of the manifest, and the settings
 VERSION = 1  # of what is done below: raise it with whatever changes an array
 ML_PER_MM3 = 1e-3
+ROUNDING = 1e-3  # by which stored label values may miss whole numbers
+MOST_VALUES = 100  # of a label; an image has more
 Region = tuple[slice, slice, slice]
 
 
@@ -45,6 +56,7 @@ class Recipe:
 
     foreground: values of the label that are foreground; None is every value but 0.
     crop: (case, label or None, shape) -> region to keep of the processed volume; None keeps all.
+    grid_tolerance: voxels by which the corners of a label may lie off those of its scan.
     settings: all of it as plain data, for the manifest.
     """
 
@@ -52,6 +64,7 @@ class Recipe:
     settings: dict[str, Any]
     foreground: tuple[int, ...] | None = None
     crop: Callable[[str, np.ndarray | None, Size], Region] | None = None
+    grid_tolerance: float = GRID_TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -96,12 +109,16 @@ def prepare_folder(
     write_json(dest / RECORD, recipe.preprocessing.as_record(), DEST)
     if any(old.get(key) != value for key, value in head.items()):
         write_json(dest / MANIFEST, {**head, "cases": {}, "faults": {}}, DEST)
-    cases, faults, kept = {}, {}, 0
+    cases, faults, kept, voxels = {}, {}, 0, {}
     for source in tqdm(sources, desc="scans", disable=None):  # None: a bar on a terminal only
         try:
             record, content = _prepare_or_keep(dest, source, recipe, head["settings"], overwrite)
         except (InputError, OSError) as error:
             faults[source.case] = str(error)
+            continue
+        first = voxels.setdefault(record.get(VOXELS_KEY, source.case), source.case)
+        if first != source.case:
+            faults[source.case] = f"{source.image} has the voxels of case {first}; remove one, or a test would know it"
             continue
         if content:
             write_case(dest, source.case, *content)  # not among the faults: a full disk ends the run
@@ -124,7 +141,7 @@ def _prepare_or_keep(
         return record, None
     image, label, facts, geometry = prepare_case(source, recipe)
     record = {**wanted, **facts}
-    return record, (image, label, {**geometry, SOURCE_KEY: json.dumps(record)})
+    return record, (image, label, {**geometry, SOURCE_KEY: json.dumps(record), VOXELS_KEY: record[VOXELS_KEY]})
 
 
 def _labels(cases: Mapping[str, Any]) -> dict[str, bool]:
@@ -168,12 +185,7 @@ def _fingerprint(path: Path) -> dict[str, str]:
     """Name and SHA-256 of a scan: of its bytes, for several files of all their names and bytes."""
     if not path.exists():
         raise InputError(f"there is no scan {path}; correct the path that was given")
-    files = [path]
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.is_file())
-    elif path.suffix.lower() == ".mhd":  # a header; its voxels are in another file
-        named = re.search(rb"^ElementDataFile\s*=\s*(.+?)\s*$", path.read_bytes(), re.MULTILINE)
-        files += [file for file in [path.parent / named[1].decode()] if file.is_file()] if named else []
+    files = files_of(path)
     digest = hashlib.sha256()
     for file in files:
         if len(files) > 1:
@@ -192,7 +204,7 @@ def prepare_case(
 ) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any], dict[str, Any]]:
     """Image (W, H, D) float32, label uint8 or None, what the manifest says of them, and their geometry."""
     scan = read_scan(source.image)
-    mask = None if source.label is None else _read_mask(source, scan, recipe.foreground)
+    mask, values = (None, []) if source.label is None else _read_mask(source, scan, recipe)
     image, place = recipe.preprocessing.apply(scan)
     label = None if mask is None else place.place_label(mask)
     if label is not None and not label.any():
@@ -208,7 +220,9 @@ def prepare_case(
         "shape": list(scan.array.shape),
         "spacing_mm": list(scan.spacing_mm),
         "orientation": orientation_of(scan.affine),
-        "intensity": {name: float(getattr(scan.array, name)()) for name in ("min", "max", "mean", "std")},
+        "intensity": _intensity(recipe.preprocessing.filled(scan.array)),
+        VOXELS_KEY: _voxels_digest(scan),
+        "label_values": values,
         "label_ml": None if mask is None else float(mask.sum() * np.prod(scan.spacing_mm) * ML_PER_MM3),
         "prepared_shape": list(image.shape),
         "prepared_spacing_mm": list(made.spacing_mm),
@@ -218,23 +232,51 @@ def prepare_case(
     return image, label, record, geometry
 
 
-def _read_mask(source: Source, scan: Scan, foreground: tuple[int, ...] | None) -> np.ndarray:
-    """The label of a scan as (W, H, D) Boolean."""
+def _intensity(array: np.ndarray) -> dict[str, float]:
+    mean, std = array.mean(dtype=np.float64), array.std(dtype=np.float64)
+    return {"min": float(array.min()), "max": float(array.max()), "mean": float(mean), "std": float(std)}
+
+
+def _voxels_digest(scan: Scan) -> str:
+    """Of the values alone, whatever file, type and order of axes holds them."""
+    turned = nib.apply_orientation(scan.array, nib.io_orientation(scan.affine))
+    digest = hashlib.sha256(str(turned.shape).encode())
+    digest.update(np.ascontiguousarray(turned, dtype=np.float32))
+    return digest.hexdigest()
+
+
+def _read_mask(source: Source, scan: Scan, recipe: Recipe) -> tuple[np.ndarray, list[int]]:
+    """The label of a scan as (W, H, D) Boolean, and the values that it holds."""
+    if source.label.resolve() == source.image.resolve():
+        raise InputError(f"{source.image} is given as image and as label; correct --labels or the column label")
     label = read_scan(source.label)
-    if not same_grid(scan, label):
-        raise InputError(
-            f"{source.label} lies on another grid than {source.image} (shape {label.array.shape} and "
-            f"{scan.array.shape}, or another spacing, origin or direction); resample the label onto its image"
-        )
-    values = np.unique(label.array)
-    if not (np.isfinite(values).all() and np.equal(values, np.round(values)).all()):
+    array, off = on_grid_of(scan, label)
+    if off > recipe.grid_tolerance:
+        raise InputError(_misfit(source, scan, label, off))
+    values = np.unique(array)
+    whole = np.isfinite(values).all() and bool((np.abs(values - np.round(values)) <= ROUNDING).all())
+    if not whole:
         raise InputError(f"{source.label} holds values that are no whole numbers; give a label, not a probability map")
-    mask = label.array != 0 if foreground is None else np.isin(label.array, foreground)
+    if array.dtype.kind == "f":
+        array, values = np.round(array), np.unique(np.round(values))
+    if recipe.foreground is None and len(values) > MOST_VALUES:
+        raise InputError(f"{source.label} holds {len(values)} values, as an image does; give a label, or --foreground")
+    mask = array != 0 if recipe.foreground is None else np.isin(array, recipe.foreground)
     if not mask.any():
         found = ", ".join(f"{value:g}" for value in values[:10])
-        wanted = "value but 0" if foreground is None else " or ".join(map(str, foreground))
+        wanted = "value but 0" if recipe.foreground is None else " or ".join(map(str, recipe.foreground))
         raise InputError(f"{source.label} holds no {wanted} (found: {found}); give the scan without its label")
-    return mask
+    return mask, [int(value) for value in values[:MOST_VALUES]]
+
+
+def _misfit(source: Source, scan: Scan, label: Scan, off: float) -> str:
+    if np.isinf(off):
+        how = f"shape {label.array.shape} and {scan.array.shape}"
+        return f"{source.label} lies on another grid than {source.image} ({how}); resample the label onto its image"
+    return (
+        f"{source.label} lies on another grid than {source.image}: corners are up to {off:.2f} voxels apart; resample "
+        f"the label, or accept it with --grid_tolerance {np.ceil(off * 10) / 10:g} where the voxels are the same"
+    )
 
 
 def _shift(start: Sequence[int]) -> np.ndarray:

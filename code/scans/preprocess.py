@@ -20,6 +20,7 @@ from utils.resample import Size, resample
 RECORD = "preprocessing.json"  # in a prepared data folder
 NORMALISATIONS = ("zscore", "percentile", "none")
 LETTERS = ("LR", "PA", "IS")  # one of each makes an orientation
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 MASK_THRESHOLD = 0.5  # a voxel is foreground where more than half of it is
 
 
@@ -32,12 +33,14 @@ class Preprocessing:
     normalise: `zscore` with mean and standard deviation of the whole scan, zeros included; `percentile` clips at
         `percentiles` (in percent, of the whole scan) and maps them to 0 and 1; `none`.
     orientation: directions that the axes run to, e.g. "RAS", to the nearest (no voxel changes); None keeps the axes.
+    fill_nan: value that replaces NaN and infinite voxels before anything else; None refuses them.
     """
 
     spacing_mm: tuple[float, float, float] | None = None
     normalise: str = "zscore"
     percentiles: tuple[float, float] = (0.5, 99.5)
     orientation: str | None = None
+    fill_nan: float | None = None
 
     def __post_init__(self):
         spacing, low_high = self.spacing_mm, self.percentiles
@@ -65,10 +68,17 @@ class Preprocessing:
         place = Placement(turn_to(scan.affine, code), turned.array.shape, turned.affine, shape)
         return resample(turned.array, shape), place
 
+    def filled(self, array: np.ndarray) -> np.ndarray:
+        """The array with `fill_nan` where it is not finite."""
+        return array if self.fill_nan is None else np.where(np.isfinite(array), array, self.fill_nan)
+
     def _normalised(self, array: np.ndarray) -> np.ndarray:
         """(W, H, D) float32."""
+        array = self.filled(array)
         if bad := int(np.count_nonzero(~np.isfinite(array))):
-            raise InputError(f"the scan has {bad} voxels that are NaN or infinite; write finite values")
+            raise InputError(f"the scan has {bad} voxels that are NaN or infinite; --fill_nan 0 replaces them")
+        if (most := max(abs(float(array.min())), abs(float(array.max())))) > FLOAT32_MAX:
+            raise InputError(f"the scan has values up to {most:g}, beyond float32; export it again")
         if self.normalise == "none":
             return array.astype(np.float32)
         if self.normalise == "zscore":

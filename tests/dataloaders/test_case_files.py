@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 
 import h5py
 import numpy as np
@@ -251,3 +253,34 @@ def test_find_faults_returns_all_of_them(tmp_path, image, label):
     words = ["NaN", "shape", "0 and 1", "spacing_mm"]
     assert len(faults) == len(words)
     assert all(word in fault for word, fault in zip(words, faults, strict=True))
+
+
+@pytest.mark.parametrize("case", ["./A1", "/data/A1", "up/A1", "..", ".A1"])
+def test_an_id_is_a_name(tmp_path, case):
+    (tmp_path / "train.list").write_text(f"{case}\n")
+    the_fault(lambda: read_list(tmp_path / "train.list", "--train_list"), case, "--train_list")
+
+
+def test_same_scans(tmp_path, image, label):
+    for case, voxels in (("a", image), ("b", image + 1), ("c", image), ("d", image[1:])):
+        case_files.write_case(tmp_path, case, voxels, None, {})
+    for case in "ef":
+        case_files.write_case(tmp_path, case, np.full_like(image, ord(case)), None, {case_files.VOXELS_KEY: "digest"})
+    assert case_files.same_scans(tmp_path, list("abcdef") + ["missing"]) == [("a", "c"), ("e", "f")]
+
+
+def test_a_locked_file_is_not_damaged(tmp_path, image, label):
+    path = write_case(tmp_path, image, label)
+    code = f"import h5py; f = h5py.File({str(path)!r}, 'r+'); print(1, flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stdin=subprocess.PIPE) as writer:
+        writer.stdout.readline()
+        the_fault(lambda: case_files.read_image(tmp_path, CASE), path, "HDF5_USE_FILE_LOCKING")
+
+
+def test_files_of_another_layout_are_named(tmp_path, image, label):
+    path = write_case(tmp_path, image, label)
+    other = path.rename(path.with_name("mri_norm.h5"))
+    the_fault(lambda: case_files.read_image(tmp_path, CASE), path, other)
+    slices = path.parent.with_name(f"{CASE}_slice_1.h5")
+    other.rename(slices)
+    the_fault(lambda: case_files.read_image(tmp_path, CASE), path, slices)

@@ -138,12 +138,11 @@ def test_an_interrupted_run_continues_to_the_same_end(raw, tmp_path, monkeypatch
 
 def test_a_changed_or_damaged_file_is_written_again(raw, tmp_path):
     run(raw, tmp_path / "out")
-    shutil.copy(raw / "images" / "scan0.nii.gz", raw / "images" / "scan3.nii.gz")
-    shutil.copy(raw / "labels" / "scan0.nii.gz", raw / "labels" / "scan3.nii.gz")
+    edit(raw / "images" / "scan3.nii.gz", lambda array, affine: nib.Nifti1Image(array[::-1], affine))
     os.truncate(case_files.case_path(tmp_path / "out", "scan4"), 50)
     assert run(raw, tmp_path / "out").kept == 4
-    first, again = (case_files.read_image(tmp_path / "out", case) for case in ("scan0", "scan3"))
-    np.testing.assert_array_equal(first, again)
+    expected, _ = Preprocessing().apply(read_scan(raw / "images" / "scan3.nii.gz"))
+    np.testing.assert_array_equal(case_files.read_image(tmp_path / "out", "scan3"), expected)
     assert case_files.read_image(tmp_path / "out", "scan4").size
 
 
@@ -215,6 +214,61 @@ def test_labels_that_cannot_be_used(raw, tmp_path, change, foreground, word):
     source = Source("scan0", raw / "images" / "scan0.nii.gz", raw / "labels" / "scan0.nii.gz")
     with pytest.raises(InputError, match=word):
         prepare.prepare_case(source, Recipe(Preprocessing(), {}, foreground))
+
+
+def pair_of(raw) -> Source:
+    return Source("scan0", raw / "images" / "scan0.nii.gz", raw / "labels" / "scan0.nii.gz")
+
+
+def test_label_values_that_are_nearly_whole(raw):
+    path = raw / "labels" / "scan0.nii.gz"
+    expected = prepare.prepare_case(pair_of(raw), PLAIN)[1]
+    edit(path, lambda array, affine: nib.Nifti1Image(array * 1.0000001, affine))
+    _, label, record, _ = prepare.prepare_case(pair_of(raw), PLAIN)
+    np.testing.assert_array_equal(label, expected)
+    assert record["label_values"] == [0, 1, 2]
+
+
+def test_a_label_that_lies_apart_is_accepted_by_a_flag(raw):
+    def move(array, affine):
+        affine = affine.copy()
+        affine[0, 3] += 0.2 * 2  # voxels of 2 mm
+        return nib.Nifti1Image(array, affine)
+
+    edit(raw / "labels" / "scan0.nii.gz", move)
+    with pytest.raises(InputError, match="0.20 voxels.*--grid_tolerance"):
+        prepare.prepare_case(pair_of(raw), PLAIN)
+    assert prepare.prepare_case(pair_of(raw), Recipe(Preprocessing(), {}, grid_tolerance=0.5))[1].any()
+
+
+def test_a_flipped_label_is_turned_without_loss(raw):
+    expected = prepare.prepare_case(pair_of(raw), PLAIN)[1]
+    flip = np.diag([-1.0, 1, 1, 1])
+
+    def turn(array, affine):
+        flip[0, 3] = len(array) - 1
+        return nib.Nifti1Image(array[::-1], affine @ flip)
+
+    edit(raw / "labels" / "scan0.nii.gz", turn)
+    np.testing.assert_array_equal(prepare.prepare_case(pair_of(raw), PLAIN)[1], expected)
+
+
+def test_an_image_is_no_label(raw):
+    image = raw / "images" / "scan0.nii.gz"
+    with pytest.raises(InputError, match="--labels"):
+        prepare.prepare_case(Source("scan0", image, image), PLAIN)
+    copy = shutil.copy(image, raw / "labels" / "scan0.nii.gz")
+    with pytest.raises(InputError, match="--foreground"):
+        prepare.prepare_case(Source("scan0", image, copy), PLAIN)
+
+
+def test_one_scan_under_two_ids_is_a_fault(raw, tmp_path):
+    other = read_scan(raw / "images" / "scan1.nrrd")  # another format and type, other axes
+    turned = nib.Nifti1Image(other.array[::-1].astype(np.float32), other.affine @ np.diag([-1, 1, 1, 1]))
+    nib.save(turned, raw / "images" / "scan7.nii.gz")
+    outcome = run(raw, tmp_path / "out")
+    assert list(outcome.faults) == ["scan7"] and "scan1" in outcome.faults["scan7"]
+    assert not case_files.case_path(tmp_path / "out", "scan7").exists()
 
 
 def test_a_label_that_resampling_wipes_out_is_a_fault(raw):

@@ -103,6 +103,20 @@ def test_scans_that_cannot_be_normalised(normalise, array):
         Preprocessing(normalise=normalise).apply(scan_of(broken))
 
 
+@pytest.mark.parametrize("normalise", ["zscore", "percentile", "none"])
+def test_values_beyond_float32(normalise, array):
+    with pytest.raises(InputError, match="float32"):
+        Preprocessing(normalise=normalise).apply(scan_of(array * 1e200))
+
+
+def test_a_value_fills_nan(array):
+    broken = array.astype(np.float32)
+    broken[0] = np.nan
+    filled = np.concatenate([np.full_like(broken[:1], 5), broken[1:]])
+    image, _ = Preprocessing(fill_nan=5).apply(scan_of(broken))
+    np.testing.assert_allclose(image, Preprocessing().apply(scan_of(filled))[0])
+
+
 def test_record_makes_the_round_trip(tmp_path):
     chosen = Preprocessing((0.625, 0.7, 1.0), "percentile", (1.0, 99.0), "RAS")
     (tmp_path / RECORD).write_text(json.dumps(chosen.as_record()))
