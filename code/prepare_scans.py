@@ -9,13 +9,17 @@ import argparse
 import csv
 import hashlib
 import math
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from dataloaders.case_files import DEST, read_list, write_list
-from options.flags import LISTS, HelpFormatter
-from scans.files import case_id, find_scans
+import numpy as np
+
+from dataloaders.case_files import DEST, is_name, read_list, write_list
+from options.flags import LISTS, MIN_PATCH, HelpFormatter
+from scans.files import GRID_TOLERANCE, case_id, find_scans
 from scans.prepare import Outcome, Recipe, Source, prepare_folder, report
 from scans.preprocess import NORMALISATIONS, Preprocessing
 from utils.errors import InputError, run_script
@@ -23,6 +27,9 @@ from utils.files import repository_path
 
 COLUMNS = ("image", "label", "id", "split")
 PARTS = ("train", "test")  # what the column `split` may say
+CHANNEL = "_0000"  # of nnU-Net: the end of the name of a scan's first channel
+STEP = 16  # voxels that each side of a patch is best a multiple of
+LARGEST_PATCH = (112, 112, 80)  # the paper's
 RULE = Preprocessing()  # the default: that of the published left-atrium files
 
 
@@ -33,12 +40,19 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     scans(
         "--images",
         required=True,
-        help="folder of scans (files, or sub-folders of one DICOM series each); or a CSV file with the column image "
-        "and, where wanted, label, id and split (train or test), whose paths start at its own folder",
+        help="folder of scans (files, or sub-folders of one DICOM series each); a folder of nnU-Net or the Decathlon, "
+        "with imagesTr and labelsTr; or a CSV file with the column image and, optionally, label, id and split (train "
+        "or test), whose paths start at its own folder",
     )
     scans("--labels", help="folder of the labels, named like their scans (default: the CSV's, or none)")
     scans("--dest", required=True, help="folder to write; a relative one starts at the repository")
     scans("--foreground", type=values, metavar="V,V", help="label values that are foreground (default: all but 0)")
+    scans(
+        "--grid_tolerance",
+        type=float,
+        default=GRID_TOLERANCE,
+        help="voxels by which the corners of a label may lie off those of its scan",
+    )
     scans("--overwrite", action="store_true", help="write everything again, whatever the settings of what is there")
     recipe = parser.add_argument_group("preprocessing").add_argument
     recipe("--spacing_mm", type=float, nargs=3, metavar=("X", "Y", "Z"), help="resample to it (default: as scanned)")
@@ -55,12 +69,13 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
         "--orientation",
         help="turn the axes to run that way, e.g. LPS or RAS; give it where scans differ (default: as scanned)",
     )
+    recipe("--fill_nan", type=float, metavar="VALUE", help="replaces voxels that are NaN or infinite (default: refuse)")
     lists = parser.add_argument_group("lists").add_argument
     lists(
         "--test_fraction",
         type=float,
         default=0.2,
-        help="share of the labeled cases that test.list gets, by lot; 0 for no such list; a column split overrules it",
+        help="random share of the labeled cases that test.list gets; 0 for no such list; a column split overrules it",
     )
     lists(
         "--folds",
@@ -69,7 +84,7 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="K",
         help="write fold0_train.list, fold0_test.list and so on over the labeled cases of train.list; 0 for none",
     )
-    lists("--seed", type=int, default=1337, help="of the lot")
+    lists("--seed", type=int, default=1337, help="of the random order of the lists")
     return check(parser.parse_args(argv))
 
 
@@ -100,7 +115,10 @@ def main(argv: list[str] | None = None) -> int:
     split = {"seed": options.seed, "folds": options.folds}
     split |= {"split": parts} if parts else {"test_fraction": options.test_fraction}
 
-    check_lists(draw_lists([source.case for source in sources if source.label], [], parts, options), options.folds)
+    if labeled := [source.case for source in sources if source.label]:
+        check_lists(draw_lists(labeled, [], parts, options), options.folds)
+    elif options.folds:
+        raise InputError(f"--folds {options.folds} divides labeled scans, and no scan has a label; give --labels")
 
     def write_lists(outcome: Outcome) -> None:
         lists = draw_lists(outcome.labeled, outcome.unlabeled, parts, options)
@@ -112,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
                 path.unlink(missing_ok=True)
 
     outcome = prepare_folder(dest, sources, recipe, options.overwrite, write_lists, split)
-    for line in [*report(dest, outcome), *remarks(dest, outcome, recipe.preprocessing)]:
+    for line in [*report(dest, outcome), *remarks(dest, outcome, recipe)]:
         print(line)
     return 1 if outcome.faults else 0
 
@@ -124,9 +142,10 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
         options.normalise,
         tuple(options.percentiles),
         options.orientation,
+        options.fill_nan,
     )
     settings = {"script": "prepare_scans", **rule.as_record(), "foreground": options.foreground}
-    return Recipe(rule, settings, options.foreground)
+    return Recipe(rule, settings, options.foreground, grid_tolerance=options.grid_tolerance)
 
 
 # --- which scans
@@ -140,20 +159,33 @@ def find_sources(options: argparse.Namespace) -> tuple[list[Source], dict[str, s
             raise InputError(f"--labels goes with a folder of images; {images} names its labels in the column label")
         sources, parts = read_table(images)
     else:
-        sources, parts = pair(find_scans(images), images, options.labels), {}
-    if not any(source.label for source in sources):
-        raise InputError("no scan has a label; give --labels, or a column label in the CSV of --images")
+        labels = options.labels and repository_path(options.labels)
+        if (images / "imagesTr").is_dir():
+            images, labels = images / "imagesTr", labels or images / "labelsTr"
+        sources, parts = pair(without_channel(find_scans(images), images), images, labels), {}
     return sorted(sources, key=lambda source: source.case), parts
 
 
-def pair(scans: dict[str, Path], images: Path, folder: str | None) -> list[Source]:
+def without_channel(scans: dict[str, Path], images: Path) -> dict[str, Path]:
+    """Scans by id without nnU-Net's number of the channel, where all names end with it."""
+    if other := [case for case in scans if case.endswith("_0001")]:
+        if other[0].removesuffix("_0001") + CHANNEL in scans:
+            raise InputError(f"{images} holds several channels of {other[0]}; give --images one channel for each scan")
+    if not all(case.endswith(CHANNEL) for case in scans):
+        return scans
+    return {case.removesuffix(CHANNEL): path for case, path in scans.items()}
+
+
+def pair(scans: dict[str, Path], images: Path, folder: Path | None) -> list[Source]:
     """Scans and labels of one name; a label without a scan is an error, for then the names do not fit."""
-    labels = find_scans(repository_path(folder)) if folder else {}
+    labels = find_scans(folder, labels=True) if folder else {}
     if alone := sorted(set(labels) - set(scans)):
         raise InputError(
             f"{len(alone)} of {len(labels)} labels have no scan of their name in {images}, {labels[alone[0]]} the "
             "first; name both alike, or give --images a CSV file"
         )
+    if same := [case for case, path in labels.items() if path.resolve() == scans[case].resolve()]:
+        raise InputError(f"{scans[same[0]]} is given as image and as label; correct --labels")
     return [Source(case, path, labels.get(case)) for case, path in scans.items()]
 
 
@@ -187,7 +219,7 @@ def read_table(path: Path) -> tuple[list[Source], dict[str, str]]:
 def _row_fault(row: dict[str, str], case: str, known: bool) -> str | None:
     if not row["image"]:
         return "the image is missing"
-    if case.startswith(".") or set(case) & set("/\\\n"):
+    if not is_name(case):
         return f"the id {case} cannot name a folder"
     if known:
         return f"the id {case} stands there twice; give each row its own id"
@@ -227,17 +259,52 @@ def check_lists(lists: dict[str, list[str]], folds: int) -> None:
         raise InputError(f"--folds {folds} needs as many labeled training cases; there are {len(train)}")
 
 
-def remarks(dest: Path, outcome: Outcome, rule: Preprocessing) -> Iterator[str]:
-    """Lines about what a user should know before training."""
-    ways = Counter(record["orientation"] for record in outcome.cases.values()).most_common()
-    if len(ways) > 1 and rule.orientation is None:
-        counts = ", ".join(f"{way} {count}" for way, count in ways)
-        yield f"the axes of the scans run in different ways ({counts}); --orientation {ways[0][0]} turns them alike"
+def remarks(dest: Path, outcome: Outcome, recipe: Recipe) -> Iterator[str]:
+    """What a user should know before training: what was found in the scans, and the command that fits them."""
+    records = list(outcome.cases.values())
+    if not records:
+        return
+    yield from found(records, recipe)
     path = dest / LISTS[0]
-    if path.exists():
-        train = read_list(path, DEST)
-        labeled = len(set(train) & set(outcome.labeled))
-        yield f"{path}: {labeled} labeled cases (--labelnum {labeled} or fewer), then {len(train) - labeled} unlabeled"
+    if not outcome.labeled or not path.exists():
+        yield "no case is labeled: training needs labels for some of them, with --labels or a column label"
+        return
+    train = read_list(path, DEST)
+    labeled = len(set(train) & set(outcome.labeled))
+    yield f"{path}: {labeled} labeled cases (--labelnum {labeled} or fewer), then {len(train) - labeled} unlabeled"
+    if labeled:
+        yield f"train: {training_command(dest, records, labeled, len(train) > labeled)}"
+
+
+def found(records: list[dict[str, Any]], recipe: Recipe) -> Iterator[str]:
+    """Sizes, voxel sizes, orientations and label values of the scans, as they came."""
+    for title, key, unit in (("sizes", "shape", "voxels"), ("voxel sizes", "spacing_mm", "mm")):
+        axes = np.array([record[key] for record in records])
+        rows = (axes.min(axis=0), np.median(axes, axis=0), axes.max(axis=0))
+        low, middle, high = (" x ".join(f"{value:.4g}" for value in row) for row in rows)
+        yield f"{title}: {middle} {unit} (median)" + (f", {low} to {high}" if low != high else "")
+    ways = Counter(record["orientation"] for record in records).most_common()
+    counts = ", ".join(f"{way} {count}" for way, count in ways)
+    if len(ways) > 1 and recipe.preprocessing.orientation is None:
+        yield f"the axes of the scans run in different ways ({counts}); --orientation {ways[0][0]} turns them alike"
+    else:
+        yield f"orientations: {counts}"
+    values = sorted({value for record in records for value in record.get("label_values", [])})
+    if values:
+        yield "label values: " + ", ".join(map(str, values))
+    merged = [value for value in values if (value in recipe.foreground if recipe.foreground else value)]
+    if len(merged) > 1:
+        yield f"the values {', '.join(map(str, merged))} become one foreground; --foreground chooses among them"
+
+
+def training_command(dest: Path, records: list[dict[str, Any]], labeled: int, unlabeled: bool) -> str:
+    """A command that trains on the folder, with a patch that fits the median of its volumes."""
+    median = np.median([record["prepared_shape"] for record in records], axis=0)
+    sides = zip(median, LARGEST_PATCH, strict=True)
+    patch = [min(max(STEP * math.ceil(side / STEP), MIN_PATCH), largest) for side, largest in sides]
+    script = "code/train_dtml.py" if unlabeled else "code/train.py --method supervised"
+    size = " ".join(map(str, patch))
+    return f"python {script} --root_path {shlex.quote(str(dest))} --labelnum {labeled} --patch_size {size} --exp mine"
 
 
 if __name__ == "__main__":

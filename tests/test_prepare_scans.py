@@ -15,7 +15,7 @@ import train
 from dataloaders import case_files
 from dataloaders.case_files import read_list
 from runtime import runs
-from scans.files import find_scans, read_scan
+from scans.files import Scan, find_scans, read_scan
 from scans.preprocess import Preprocessing
 from utils.errors import BAD_INPUT, InputError, run_script
 
@@ -170,7 +170,6 @@ IMAGE, LABEL = "images/scan0.nii.gz", "labels/scan0.nii.gz"
         ([{"image": IMAGE, "label": LABEL, "split": "val"}], ("line 2", "split is val")),
         ([{"image": IMAGE, "label": "", "split": "test"}], ("line 2", "has no label")),
         ([{"image": "", "label": LABEL}], ("line 2", "image is missing")),
-        ([{"image": IMAGE, "label": ""}], ("no scan has a label",)),
         ([{"image": IMAGE, "label": LABEL, "split": "test"}], ("no labeled case is left",)),
     ],
 )
@@ -249,3 +248,66 @@ def test_foreground_is_a_list_of_numbers(command, capsys):
     assert "one must be whole numbers" in capsys.readouterr().err
     with pytest.raises(InputError, match="goes with a folder"):
         prepare_scans.main(command("--images", __file__))
+
+
+# --- what it says, and other folders
+
+
+def test_it_says_what_it_found_and_what_to_run(command, tmp_path, capsys):
+    assert prepare_scans.main(command()) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "36.5 x 34 x 30 voxels" in next(line for line in lines if line.startswith("sizes"))
+    assert "2 x 2 x 2 to 2 x 2 x 3.25" in next(line for line in lines if line.startswith("voxel sizes"))
+    assert "label values: 0, 1, 2" in lines
+    assert any("--foreground" in line for line in lines)  # two values were merged
+    (words,) = (line.split()[2:] for line in lines if line.startswith("train: python"))
+    assert words[words.index("--patch_size") :][:4] == ["--patch_size", "48", "48", "32"]
+    flags = [*words[1:], *"--n_filters 2 --max_iterations 1 --num_workers 0 --device cpu --model_path".split()]
+    assert train.main(["--method", "dtml", *flags, str(tmp_path / "model")]) == 0
+    prepare_scans.main(command("--foreground", "2", "--overwrite"))
+    assert "--foreground" not in capsys.readouterr().out
+
+
+def test_unlabeled_scans_alone(raw, tmp_path, capsys):
+    flags = ["--images", str(raw / "images"), "--dest", str(tmp_path / "out")]
+    assert prepare_scans.main(flags) == 0
+    assert "--labels" in capsys.readouterr().out
+    assert lists_in(tmp_path / "out") == {"train.list": [f"scan{i}" for i in range(6)]}
+    refused([*flags, "--folds", "2"], capsys, "--folds")
+
+
+@pytest.mark.parametrize("channel", ["", "_0000"])
+def test_folders_of_nnunet_and_the_decathlon(raw, tmp_path, channel, capsys):
+    root = tmp_path / "Dataset001"
+    for old, new, end in (("images", "imagesTr", channel), ("labels", "labelsTr", "")):
+        (root / new).mkdir(parents=True)
+        for path in (raw / old).iterdir():
+            shutil.copy(path, root / new / path.name.replace(".", f"{end}.", 1))
+    flags = ["--images", str(root), "--dest", str(tmp_path / "out")]
+    assert prepare_scans.main(flags) == 0
+    assert sorted(sum(lists_in(tmp_path / "out").values(), [])) == [f"scan{i}" for i in range(6)]
+    if channel:
+        shutil.copy(raw / "images/scan0.nii.gz", root / "imagesTr/scan0_0001.nii.gz")
+        refused(flags, capsys, "--images")
+
+
+def test_the_folder_of_images_is_no_folder_of_labels(raw, tmp_path, capsys):
+    refused(
+        ["--images", str(raw / "images"), "--labels", str(raw / "images"), "--dest", str(tmp_path / "o")],
+        capsys,
+        "--labels",
+    )
+
+
+def test_nan_is_filled_by_a_flag(command, raw, tmp_path, capsys):
+    path = raw / "images" / "scan0.nii.gz"
+    image = nib.load(path)
+    array = np.asanyarray(image.dataobj).astype(np.float32)
+    array[0] = np.nan
+    nib.save(nib.Nifti1Image(array, image.affine), path)
+    assert prepare_scans.main(command()) == 1
+    assert "--fill_nan" in capsys.readouterr().out
+    assert prepare_scans.main(command("--fill_nan", 0, "--overwrite")) == 0
+    array[0] = 0
+    expected, _ = Preprocessing().apply(Scan(array, image.affine))
+    np.testing.assert_array_equal(case_files.read_image(tmp_path / "out", "scan0"), expected)
