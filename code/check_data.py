@@ -25,7 +25,7 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print every fault and a summary of the sound cases; 1 if there are faults, else 0."""
+    """Print every fault and a summary of the valid cases; 1 if there are faults, else 0."""
     options = parse_options(argv)
     root, (train_list, test_list) = repository_path(options.root_path), list_paths(options)
     train, faults = scan_list(train_list, "--train_list")
@@ -34,18 +34,18 @@ def main(argv: list[str] | None = None) -> int:
     faults += [*test_faults, *split_faults(train, test), *label_faults]
     labeled.update(test)
     cases = list(dict.fromkeys(train + test))
-    sound = []
+    valid = []
     for case in tqdm(cases, desc="cases", disable=None):  # None: a bar on a terminal only
         found = find_faults(root, case, expect_label=case in labeled)
         faults += found
-        sound += [] if found else [case]
+        valid += [] if found else [case]
     faults += [
         f"cases {one} and {other} are one scan; take one out of --train_list or of --test_list"
         for one, other in same_scans(root, cases)
     ]
     faults = list(dict.fromkeys(faults))  # one missing folder is one fault, not one per case
     print(f"{root}: {len(train)} training cases, {len(test)} test cases")
-    for line in [*summarize(root, sound), *(f"fault: {fault}" for fault in faults)]:
+    for line in [*summarize(root, valid), *(f"fault: {fault}" for fault in faults)]:
         print(line)
     print(f"{len(faults)} fault{'' if len(faults) == 1 else 's'} found" if faults else "no faults found")
     return 1 if faults else 0
@@ -76,8 +76,8 @@ def split_faults(train: list[str], test: list[str]) -> Iterator[str]:
 
 
 def summarize(root: Path, cases: list[str]) -> Iterator[str]:
-    """Lines about sound cases: how many, range of shapes, voxel sizes, share of labeled voxels."""
-    yield f"sound cases      {len(cases)}"
+    """Lines about valid cases: their number, range of shapes, voxel sizes, share of labeled voxels."""
+    yield f"valid cases      {len(cases)}"
     if not cases:
         return
     axes = list(zip(*(read_shape(root, case) for case in cases), strict=True))

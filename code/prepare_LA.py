@@ -14,8 +14,9 @@ import numpy as np
 
 from dataloaders.case_files import DEST, read_list, write_list
 from options.flags import LISTS, OFFICIAL, HelpFormatter
-from scans.prepare import Outcome, Recipe, Region, Source, prepare_folder, report
+from scans.prepare import Outcome, RawCase, Recipe, prepare_folder, report
 from scans.preprocess import Preprocessing
+from scans.region import Box, central
 from utils.errors import InputError, run_script
 from utils.files import repository_path
 from utils.resample import Size
@@ -68,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if outcome.faults else 0
 
 
-def find_sources(options: argparse.Namespace) -> list[Source]:
+def find_sources(options: argparse.Namespace) -> list[RawCase]:
     """The cases of --source, sorted by name: sub-folders with a file of the challenge."""
     root = repository_path(options.source)
     if not root.is_dir():
@@ -76,14 +77,14 @@ def find_sources(options: argparse.Namespace) -> list[Source]:
     folders = sorted(path for path in root.iterdir() if any((path / name).is_file() for name in (IMAGE, LABEL)))
     if not folders:
         raise InputError(f"{root} holds no <case>/{IMAGE}; give the folder of the case folders as --source")
-    return [Source(f.name, f / IMAGE, f / LABEL if (f / LABEL).is_file() else None) for f in folders]
+    return [RawCase(f.name, f / IMAGE, f / LABEL if (f / LABEL).is_file() else None) for f in folders]
 
 
 def recipe_of(options: argparse.Namespace) -> Recipe:
     """What is done to each scan."""
     crops = {
         "label": partial(label_crop, seed=options.seed),
-        "center": partial(center_crop, size=tuple(options.crop_size)),
+        "center": lambda case, label, shape: central(shape, options.crop_size),
         "none": None,
     }
     settings = {"script": "prepare_LA", "crop": options.crop}
@@ -91,12 +92,12 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
     return Recipe(Preprocessing(), settings, ATRIUM, crops[options.crop])
 
 
-def label_crop(case: str, label: np.ndarray | None, shape: Size, seed: int) -> Region:
+def label_crop(case: str, label: np.ndarray | None, shape: Size, seed: int) -> Box:
     """The crop of the published files: in-plane, around the ground truth, random margins; every slice is kept.
 
     An atrium of less than 112 voxels is first padded to them, half on either side. The upper margin counts from the
-    last foreground voxel taken as exclusive end, and is therefore one voxel less, as in the public code. The margins
-    are a function of (seed, case); those of the published files were not seeded and cannot be made again.
+    last foreground voxel taken as exclusive end, and is therefore one voxel less, as in the public implementation.
+    The margins are a function of (seed, case); those of the published files were not seeded and cannot be made again.
     """
     if label is None:
         raise InputError(f"there is no {LABEL}, which --crop label needs; give --crop center or --crop none")
@@ -111,12 +112,6 @@ def label_crop(case: str, label: np.ndarray | None, shape: Size, seed: int) -> R
     return *region, slice(0, shape[2])
 
 
-def center_crop(case: str, label: np.ndarray | None, shape: Size, size: Size) -> Region:
-    """The middle of a volume: `size` voxels, or all of an axis that has fewer."""
-    starts = [max(length - wanted, 0) // 2 for length, wanted in zip(shape, size, strict=True)]
-    return tuple(slice(s, s + min(n, length)) for s, n, length in zip(starts, size, shape, strict=True))
-
-
 def give_lists(dest: Path) -> None:
     """Write the official lists into a folder that has none."""
     for name in LISTS:
@@ -129,7 +124,7 @@ def missing_cases(dest: Path, outcome: Outcome) -> Iterator[str]:
     for name in LISTS:
         named = read_list(dest / name, DEST)
         if missing := [case for case in named if case not in outcome.cases]:
-            yield f"{dest / name} names {len(missing)} of {len(named)} cases in vain, {missing[0]} the first"
+            yield f"{dest / name} names {len(missing)} of {len(named)} cases that are not there, {missing[0]} the first"
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import numpy as np
 from dataloaders.case_files import DEST, is_name, read_list, write_list
 from options.flags import LISTS, MIN_PATCH, HelpFormatter
 from scans.files import GRID_TOLERANCE, case_id, find_scans
-from scans.prepare import Outcome, Recipe, Source, prepare_folder, report
+from scans.prepare import Outcome, RawCase, Recipe, prepare_folder, report
 from scans.preprocess import NORMALISATIONS, Preprocessing
 from utils.errors import InputError, run_script
 from utils.files import repository_path
@@ -151,7 +151,7 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
 # --- which scans
 
 
-def find_sources(options: argparse.Namespace) -> tuple[list[Source], dict[str, str]]:
+def find_sources(options: argparse.Namespace) -> tuple[list[RawCase], dict[str, str]]:
     """The scans, sorted by case id, and the part that the column `split` gives each; {} without that column."""
     images = repository_path(options.images)
     if images.is_file():
@@ -176,7 +176,7 @@ def without_channel(scans: dict[str, Path], images: Path) -> dict[str, Path]:
     return {case.removesuffix(CHANNEL): path for case, path in scans.items()}
 
 
-def pair(scans: dict[str, Path], images: Path, folder: Path | None) -> list[Source]:
+def pair(scans: dict[str, Path], images: Path, folder: Path | None) -> list[RawCase]:
     """Scans and labels of one name; a label without a scan is an error, for then the names do not fit."""
     labels = find_scans(folder, labels=True) if folder else {}
     if alone := sorted(set(labels) - set(scans)):
@@ -186,10 +186,10 @@ def pair(scans: dict[str, Path], images: Path, folder: Path | None) -> list[Sour
         )
     if same := [case for case, path in labels.items() if path.resolve() == scans[case].resolve()]:
         raise InputError(f"{scans[same[0]]} is given as image and as label; correct --labels")
-    return [Source(case, path, labels.get(case)) for case, path in scans.items()]
+    return [RawCase(case, path, labels.get(case)) for case, path in scans.items()]
 
 
-def read_table(path: Path) -> tuple[list[Source], dict[str, str]]:
+def read_table(path: Path) -> tuple[list[RawCase], dict[str, str]]:
     """The rows of a CSV file; an empty label is an unlabeled scan."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -210,7 +210,7 @@ def read_table(path: Path) -> tuple[list[Source], dict[str, str]]:
         fault = _row_fault(row, case, case in sources)
         if fault:
             raise InputError(f"{path}, line {number}: {fault}")
-        sources[case] = Source(case, image, label)
+        sources[case] = RawCase(case, image, label)
         if "split" in columns:
             parts[case] = row["split"]
     return list(sources.values()), parts

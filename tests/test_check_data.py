@@ -80,7 +80,7 @@ def test_all_faults_at_once(root, capsys):
     assert status == 1
     assert len(faults) == 8
     assert "8 faults found" in output
-    assert "sound cases      1" in output  # b
+    assert "valid cases      1" in output  # b
 
 
 @pytest.mark.parametrize("labelnum", ["0", "-1", "4"])

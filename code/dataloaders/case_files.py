@@ -122,7 +122,7 @@ def read_spacing(root: Path, case: str) -> tuple[float, float, float]:
     """Voxel size along W, H, D in mm: the file's attribute `spacing_mm`, or else the challenge's 0.625."""
     spacing = _attribute(root, case, SPACING_KEY, SPACING_MM)
     if min(spacing) <= 0:
-        raise _unsound(root, case, SPACING_KEY, spacing, "three positive numbers")
+        raise _invalid(root, case, SPACING_KEY, spacing, "three positive numbers")
     return spacing
 
 
@@ -132,7 +132,7 @@ def read_geometry(root: Path, case: str) -> tuple[tuple[float, ...], tuple[float
     direction = _attribute(root, case, DIRECTION_KEY, tuple(np.eye(3).ravel().tolist()))
     axes = np.reshape(direction, (3, 3))
     if not np.allclose(np.linalg.norm(axes, axis=0), 1, atol=1e-3) or abs(np.linalg.det(axes)) < 1e-3:
-        raise _unsound(root, case, DIRECTION_KEY, direction, "three independent unit columns")
+        raise _invalid(root, case, DIRECTION_KEY, direction, "three independent unit columns")
     return read_spacing(root, case), origin, direction
 
 
@@ -145,11 +145,11 @@ def _attribute(root: Path, case: str, key: str, default: tuple[float, ...]) -> t
     except (TypeError, ValueError):
         values = np.empty(0)
     if values.shape != (len(default),) or not np.isfinite(values).all():
-        raise _unsound(root, case, key, stored, f"{len(default)} finite numbers")
+        raise _invalid(root, case, key, stored, f"{len(default)} finite numbers")
     return tuple(values.tolist())
 
 
-def _unsound(root: Path, case: str, key: str, stored: Any, rule: str) -> InputError:
+def _invalid(root: Path, case: str, key: str, stored: Any, rule: str) -> InputError:
     shown = " ".join(repr(stored).split())  # numpy breaks lines
     return InputError(f"{case_path(root, case)}: attribute '{key}' is {shown}; write {rule}")
 
@@ -213,7 +213,7 @@ def _image_clue(root: Path, case: str) -> Any:
 
 
 def find_faults(root: Path, case: str, expect_label: bool = True) -> list[str]:
-    """Every fault of one case, as sentences; empty for a sound one.
+    """Every fault of one case, as sentences; empty for a valid one.
 
     Args: expect_label, False for an unlabeled case, which may lack a label; one that is there is checked.
     """
@@ -269,8 +269,8 @@ def _dataset(file: h5py.File, key: str) -> h5py.Dataset:
     if not isinstance(data, h5py.Dataset):
         found = ", ".join(file) or "nothing"
         unread = ", or name lists that ask for no label of it (--train_list and --labelnum, --test_list)"
-        mend = "write the case again" + (unread if key == LABEL_KEY else "")
-        raise InputError(f"{file.filename} holds no data set '{key}' (found: {found}); {mend}")
+        fix = "write the case again" + (unread if key == LABEL_KEY else "")
+        raise InputError(f"{file.filename} holds no data set '{key}' (found: {found}); {fix}")
     if data.ndim != 3 or 0 in data.shape:
         raise InputError(f"{file.filename}: '{key}' has shape {data.shape}; it must be a volume (W, H, D)")
     if data.dtype.kind not in "fiub":

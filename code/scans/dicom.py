@@ -18,6 +18,7 @@ from utils.errors import InputError
 from utils.nifti import RAS_FROM_LPS
 
 STEP_TOLERANCE = 0.05  # part of a step by which slices may lie off: positions are rounded
+FORCED = (".dcm", ".ima")  # read without the preamble, too, which old files lack
 TAGS = (
     "SeriesInstanceUID Rows Columns NumberOfFrames ImagePositionPatient ImageOrientationPatient PixelSpacing "
     "SliceThickness RescaleSlope RescaleIntercept BitsAllocated PixelRepresentation "
@@ -56,7 +57,7 @@ def _header(path: Path) -> pydicom.Dataset | None:
     if path.name.startswith(".") or not path.is_file():
         return None
     try:
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS, force=path.suffix.lower() in FORCED)
     except (pydicom.errors.InvalidDicomError, OSError):
         return None
     return header if "SeriesInstanceUID" in header and "Rows" in header else None

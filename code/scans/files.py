@@ -28,7 +28,6 @@ NIFTI = (".nii.gz", ".nii")
 SEGMENTATION = ".seg.nrrd"  # of 3D Slicer: a label, of the part of the scan that it needs
 READABLE = (*NIFTI, SEGMENTATION, ".nrrd", ".nhdr", ".mha", ".mhd")
 WRITABLE = (".nii.gz", ".nrrd", ".mha")  # each a single file, so that it can appear whole or not at all
-DICOMDIR = "DICOMDIR"
 GZIP = b"\x1f\x8b"
 GRID_TOLERANCE = 0.05  # voxels by which corners may differ on one grid: headers are rounded, in NIfTI to float32
 LEAST_VOLUME = 1e-3  # spanned by the unit vectors of the axes, 1 for orthogonal ones
@@ -309,11 +308,6 @@ def grid_distance(one: Scan, other: Scan) -> float:
     corners = np.array(np.meshgrid(*([0, n - 1] for n in one.array.shape))).reshape(3, -1)
     apart = (one.affine - other.affine)[:3] @ np.vstack([corners, np.ones(corners.shape[1])])
     return float(np.linalg.norm(apart, axis=0).max() / min(one.spacing_mm))
-
-
-def same_grid(one: Scan, other: Scan) -> bool:
-    """Whether two scans have one shape and lie in one place, up to the rounding of headers."""
-    return grid_distance(one, other) <= GRID_TOLERANCE
 
 
 def on_grid_of(scan: Scan, label: Scan) -> tuple[np.ndarray, float]:

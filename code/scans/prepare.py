@@ -28,6 +28,7 @@ from dataloaders.case_files import (
 )
 from scans.files import GRID_TOLERANCE, Scan, files_of, on_grid_of, orientation_of, read_scan
 from scans.preprocess import RECORD, Preprocessing
+from scans.region import Box
 from utils.errors import InputError
 from utils.files import write_json, writing
 from utils.resample import Size
@@ -38,11 +39,10 @@ VERSION = 1  # of what is done below: raise it with whatever changes an array
 ML_PER_MM3 = 1e-3
 ROUNDING = 1e-3  # by which stored label values may miss whole numbers
 MOST_VALUES = 100  # of a label; an image has more
-Region = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True)
-class Source:
+class RawCase:
     """A scan to prepare: its case id, its image and, if it is labeled, its label; each a file or a DICOM folder."""
 
     case: str
@@ -63,13 +63,13 @@ class Recipe:
     preprocessing: Preprocessing
     settings: dict[str, Any]
     foreground: tuple[int, ...] | None = None
-    crop: Callable[[str, np.ndarray | None, Size], Region] | None = None
+    crop: Callable[[str, np.ndarray | None, Size], Box] | None = None
     grid_tolerance: float = GRID_TOLERANCE
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Records of the sound cases and faults of the others, by case id, in the order of the sources."""
+    """Records of the valid cases and faults of the others, by case id, in the order of the sources."""
 
     cases: dict[str, dict[str, Any]]
     faults: dict[str, str]
@@ -87,7 +87,7 @@ class Outcome:
 
 def prepare_folder(
     dest: Path,
-    sources: Sequence[Source],
+    sources: Sequence[RawCase],
     recipe: Recipe,
     overwrite: bool,
     write_lists: Callable[[Outcome], None],
@@ -132,7 +132,7 @@ def prepare_folder(
 
 
 def _prepare_or_keep(
-    dest: Path, source: Source, recipe: Recipe, settings: dict[str, Any], overwrite: bool
+    dest: Path, source: RawCase, recipe: Recipe, settings: dict[str, Any], overwrite: bool
 ) -> tuple[dict[str, Any], tuple | None]:
     """The record of a case and what `write_case` writes, None where the same is there already."""
     files = {"image": _fingerprint(source.image), "label": source.label and _fingerprint(source.label)}
@@ -200,7 +200,7 @@ def _fingerprint(path: Path) -> dict[str, str]:
 
 
 def prepare_case(
-    source: Source, recipe: Recipe
+    source: RawCase, recipe: Recipe
 ) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any], dict[str, Any]]:
     """Image (W, H, D) float32, label uint8 or None, what the manifest says of them, and their geometry."""
     scan = read_scan(source.image)
@@ -245,7 +245,7 @@ def _voxels_digest(scan: Scan) -> str:
     return digest.hexdigest()
 
 
-def _read_mask(source: Source, scan: Scan, recipe: Recipe) -> tuple[np.ndarray, list[int]]:
+def _read_mask(source: RawCase, scan: Scan, recipe: Recipe) -> tuple[np.ndarray, list[int]]:
     """The label of a scan as (W, H, D) Boolean, and the values that it holds."""
     if source.label.resolve() == source.image.resolve():
         raise InputError(f"{source.image} is given as image and as label; correct --labels or the column label")
@@ -269,7 +269,7 @@ def _read_mask(source: Source, scan: Scan, recipe: Recipe) -> tuple[np.ndarray, 
     return mask, [int(value) for value in values[:MOST_VALUES]]
 
 
-def _misfit(source: Source, scan: Scan, label: Scan, off: float) -> str:
+def _misfit(source: RawCase, scan: Scan, label: Scan, off: float) -> str:
     if np.isinf(off):
         how = f"shape {label.array.shape} and {scan.array.shape}"
         return f"{source.label} lies on another grid than {source.image} ({how}); resample the label onto its image"

@@ -105,7 +105,7 @@ class Preprocessing:
         try:
             return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in record.items()})
         except TypeError as error:
-            raise InputError(f"the preprocessing record is unsound ({error}); prepare the data again") from error
+            raise InputError(f"the preprocessing record is invalid ({error}); prepare the data again") from error
 
 
 def _letter(code: str, pair: str) -> str:

@@ -10,7 +10,7 @@ EXTRAS = frozenset("SimpleITK onnx onnxruntime onnxscript openvino pandas plotly
 
 
 class InputError(Exception):
-    """Bad input that the user can mend. The message says what is wrong, where, and which flag mends it."""
+    """Bad input that the user can fix. The message says what is wrong, where, and which flag fixes it."""
 
     def __str__(self) -> str:
         # A loader's worker hands its error over inside the text of a traceback, of which only the end is for users.

@@ -1,8 +1,9 @@
 from argparse import Namespace
 
+import numpy as np
 import pytest
 
-from dataloaders.case_files import read_list
+from dataloaders.case_files import read_list, write_case
 from dataloaders.split import cases_to_test, training_split
 from utils import files
 from utils.errors import InputError
@@ -135,3 +136,13 @@ def test_lists_of_the_repository():
     assert (len(train), len(test)) == (80, 20)
     assert not set(train) & set(test)
     assert dev_train == train[:64] and dev_test == train[64:]
+
+
+def test_a_test_case_under_another_id_is_refused(options, tmp_path):
+    image = np.random.default_rng(0).normal(size=(4, 5, 6))
+    for case, voxels in ((CASES[1], image), ("test0", image + 1), ("test1", image + 2)):
+        write_case(tmp_path, case, voxels, None, {})
+    assert training_split(options()).labeled == CASES[:4]
+    write_case(tmp_path, "test1", image, None, {})
+    with pytest.raises(InputError, match=f"test1.*{CASES[1]}.*--test_list"):
+        training_split(options())

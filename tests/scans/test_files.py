@@ -13,10 +13,10 @@ from scans.files import (
     Scan,
     files_of,
     find_scans,
+    grid_distance,
     on_grid_of,
     read_scan,
     reorient,
-    same_grid,
     write_scan,
 )
 from utils.errors import InputError
@@ -210,17 +210,16 @@ def test_find_scans(tmp_path, array):
 FOUND = {"a.1": "a.1.nrrd", "b": "b.nii.gz", "patient": "patient"}
 
 
-def test_same_grid_forgives_rounding_only(array):
+def test_grids_are_compared_in_voxels(array):
     affine = np.diag([*SPACING, 1.0])
     scan = Scan(array, affine)
-    rounded, turned, moved = affine.copy(), affine.copy(), affine.copy()
-    rounded[:3, 3] += 0.01
+    turned, moved = affine.copy(), affine.copy()
     turned[:3, 0] += 0.02
     moved[2, 3] += 0.5
-    assert same_grid(scan, Scan(array, rounded))
-    assert not same_grid(scan, Scan(array, turned))  # 0.02 mm per voxel are 0.12 mm at the far end
-    assert not same_grid(scan, Scan(array, moved))
-    assert not same_grid(scan, Scan(array[1:], affine))
+    assert grid_distance(scan, Scan(array, affine)) == 0
+    assert grid_distance(scan, Scan(array, moved)) == pytest.approx(1.0)  # of the smallest voxel, 0.5 mm
+    assert grid_distance(scan, Scan(array, turned)) == pytest.approx(0.02 * 6 * 3**0.5 / 0.5)  # at the far end
+    assert grid_distance(scan, Scan(array[1:], affine)) == np.inf
 
 
 @pytest.mark.parametrize("code", ["RAS", "LPS", "SAL", "PIR"])

@@ -13,7 +13,7 @@ import pytest
 from dataloaders import case_files
 from scans import prepare
 from scans.files import find_scans, read_scan
-from scans.prepare import MANIFEST, Recipe, Source, prepare_folder, report
+from scans.prepare import MANIFEST, RawCase, Recipe, prepare_folder, report
 from scans.preprocess import RECORD, Preprocessing
 from utils.errors import InputError
 
@@ -26,9 +26,9 @@ def raw(raw_scans, tmp_path):
     return shutil.copytree(raw_scans, tmp_path / "raw")
 
 
-def sources_in(raw) -> list[Source]:
+def sources_in(raw) -> list[RawCase]:
     labels = find_scans(raw / "labels")
-    return [Source(case, path, labels.get(case)) for case, path in find_scans(raw / "images").items()]
+    return [RawCase(case, path, labels.get(case)) for case, path in find_scans(raw / "images").items()]
 
 
 def run(raw, dest, recipe=PLAIN, overwrite=False, split=None):
@@ -166,7 +166,7 @@ def test_a_folder_of_other_cases_is_never_touched(raw, tmp_path, phantom):
     dest = shutil.copytree(phantom, tmp_path / "out")
     before = {path: path.stat().st_mtime_ns for path in dest.rglob("*")}
     for case in ("phantom_000", "another"):  # of a foreign folder nothing is replaced, and nothing is mixed into it
-        sources = [Source(case, raw / "images" / "scan0.nii.gz", None)]
+        sources = [RawCase(case, raw / "images" / "scan0.nii.gz", None)]
         for overwrite in (False, True):
             with pytest.raises(InputError, match="phantom_00., not prepared by this script.*--dest"):
                 prepare_folder(dest, sources, PLAIN, overwrite, lambda outcome: None)
@@ -211,13 +211,13 @@ def test_every_fault_is_reported_and_the_other_scans_are_prepared(raw, tmp_path)
 )
 def test_labels_that_cannot_be_used(raw, tmp_path, change, foreground, word):
     edit(raw / "labels" / "scan0.nii.gz", lambda array, affine: nib.Nifti1Image(change(array), affine))
-    source = Source("scan0", raw / "images" / "scan0.nii.gz", raw / "labels" / "scan0.nii.gz")
+    source = RawCase("scan0", raw / "images" / "scan0.nii.gz", raw / "labels" / "scan0.nii.gz")
     with pytest.raises(InputError, match=word):
         prepare.prepare_case(source, Recipe(Preprocessing(), {}, foreground))
 
 
-def pair_of(raw) -> Source:
-    return Source("scan0", raw / "images" / "scan0.nii.gz", raw / "labels" / "scan0.nii.gz")
+def pair_of(raw) -> RawCase:
+    return RawCase("scan0", raw / "images" / "scan0.nii.gz", raw / "labels" / "scan0.nii.gz")
 
 
 def test_label_values_that_are_nearly_whole(raw):
@@ -256,10 +256,10 @@ def test_a_flipped_label_is_turned_without_loss(raw):
 def test_an_image_is_no_label(raw):
     image = raw / "images" / "scan0.nii.gz"
     with pytest.raises(InputError, match="--labels"):
-        prepare.prepare_case(Source("scan0", image, image), PLAIN)
+        prepare.prepare_case(RawCase("scan0", image, image), PLAIN)
     copy = shutil.copy(image, raw / "labels" / "scan0.nii.gz")
     with pytest.raises(InputError, match="--foreground"):
-        prepare.prepare_case(Source("scan0", image, copy), PLAIN)
+        prepare.prepare_case(RawCase("scan0", image, copy), PLAIN)
 
 
 def test_one_scan_under_two_ids_is_a_fault(raw, tmp_path):
@@ -276,7 +276,7 @@ def test_a_label_that_resampling_wipes_out_is_a_fault(raw):
         return nib.Nifti1Image((np.arange(array.size) == 999).reshape(array.shape).astype(np.uint8), affine)
 
     edit(raw / "labels" / "scan0.nii.gz", one_voxel)
-    source = Source("scan0", raw / "images" / "scan0.nii.gz", raw / "labels" / "scan0.nii.gz")
+    source = RawCase("scan0", raw / "images" / "scan0.nii.gz", raw / "labels" / "scan0.nii.gz")
     with pytest.raises(InputError, match="vanishes.*--spacing_mm"):
         prepare.prepare_case(source, Recipe(Preprocessing((9.0, 9.0, 9.0)), {}))
 
