@@ -84,7 +84,7 @@ def read_scan(path: Path | str) -> Scan:
             image = _nifti(path)
             array, affine, header = np.asanyarray(image.dataobj), image.affine, image.header
             unit = MM.get(header.get_xyzt_units()[0], 1.0)
-            affine, readings = _in_mm(affine, unit), (_in_mm(header.get_qform(), unit), *_itk_reading(path))
+            affine, readings = _in_mm(affine, unit), (*_qform(header, unit), *_itk_reading(path))
         elif path.name.lower().endswith(READABLE):
             _check_stream(path)
             array, affine = _from_itk(sitk.ReadImage(str(path), imageIO=_itk_format(path)))
@@ -120,6 +120,15 @@ def _nifti(path: Path) -> nib.Nifti1Image:
 
 def _in_mm(affine: np.ndarray, unit: float) -> np.ndarray:
     return np.diag([unit, unit, unit, 1.0]) @ affine
+
+
+def _qform(header: nib.Nifti1Header, unit: float) -> tuple[np.ndarray, ...]:
+    """The affine of the qform, whatever its code; () where nobody can read it, beside a valid sform."""
+    try:
+        affine = header.get_qform()
+    except (ValueError, nib.spatialimages.HeaderDataError):
+        return ()
+    return (_in_mm(affine, unit),) if np.isfinite(affine).all() and np.linalg.det(affine) else ()
 
 
 def _itk_reading(path: Path) -> tuple[np.ndarray, ...]:

@@ -116,6 +116,11 @@ def prepare_folder(
         except (InputError, OSError) as error:
             faults[source.case] = str(error)
             continue
+        except (MemoryError, RuntimeError) as error:  # what NumPy and PyTorch raise
+            if isinstance(error, RuntimeError) and "alloc" not in str(error):
+                raise
+            faults[source.case] = f"{source.image} needs more memory than there is; raise --spacing_mm or crop the scan"
+            continue
         first = voxels.setdefault(record.get(VOXELS_KEY, source.case), source.case)
         if first != source.case:
             faults[source.case] = f"{source.image} has the voxels of case {first}; remove one, or a test would know it"

@@ -270,6 +270,15 @@ def test_a_mask_states_its_place_in_the_words_of_its_scan(tmp_path, array, codes
         np.testing.assert_array_equal(one[field], other[field])
 
 
+@pytest.mark.parametrize("quaternion", [9.0, np.nan])
+def test_a_broken_qform_beside_a_valid_sform(tmp_path, array, quaternion):
+    image = nib.Nifti1Image(array, np.diag([*SPACING, 1.0]))
+    content = bytearray(image.to_bytes())
+    content[256:260] = np.float32(quaternion).tobytes()  # quatern_b
+    (tmp_path / "a.nii").write_bytes(content)
+    np.testing.assert_allclose(read_scan(tmp_path / "a.nii").spacing_mm, SPACING)
+
+
 @pytest.mark.parametrize("unit, mm", [("meter", 1e3), ("micron", 1e-3), ("mm", 1)])
 def test_units_are_converted(tmp_path, array, unit, mm):
     nib.save(nifti(array, np.diag([*np.array(SPACING) / mm, 1.0]), unit=unit), tmp_path / "a.nii")

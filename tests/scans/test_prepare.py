@@ -262,6 +262,19 @@ def test_an_image_is_no_label(raw):
         prepare.prepare_case(RawCase("scan0", image, copy), PLAIN)
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_memory_that_ends_costs_one_scan(raw, tmp_path, monkeypatch, error):
+    def read(path):
+        if "scan1" in path.name:
+            raise error
+        return read_scan(path)
+
+    monkeypatch.setattr(prepare, "read_scan", read)
+    outcome = run(raw, tmp_path / "out")
+    assert list(outcome.faults) == ["scan1"] and "--spacing_mm" in outcome.faults["scan1"]
+    assert len(outcome.cases) == 5
+
+
 def test_one_scan_under_two_ids_is_a_fault(raw, tmp_path):
     other = read_scan(raw / "images" / "scan1.nrrd")  # another format and type, other axes
     turned = nib.Nifti1Image(other.array[::-1].astype(np.float32), other.affine @ np.diag([-1, 1, 1, 1]))
