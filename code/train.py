@@ -17,12 +17,13 @@ from typing import Any
 import torch
 
 from dataloaders import case_files
-from dataloaders.split import Split, settle
+from dataloaders.split import Split, cases_of_training, cases_to_test, settle
 from dataloaders.store import CaseStore
 from engine import Engine, Stopped
-from inference.trained import reported_output
+from inference.trained import load_networks, reported_output
 from methods import METHODS
 from methods.base import Method
+from options.flags import list_paths
 from options.parsing import parse_training, refuse_recomputing
 from runtime import runs
 from runtime.device import enough_memory, pick_device, set_determinism, syncs_batch_norm
@@ -65,7 +66,7 @@ def train(options: Namespace, ranks: Ranks = ALONE) -> int:
         with enough_memory(device, LESS_MEMORY):
             method = METHODS[options.method](options)
         reported_output(method, options)
-        notices = _load_pretrained(method, options) if state is None else []
+        notices = _start_weights(method, options) if state is None else []
         store = CaseStore(options, split.labeled, split.unlabeled, ranks.local_size)
         if ranks.leads:
             _check_unread(store, split)
@@ -153,11 +154,31 @@ def _load_state(
     return state
 
 
-def _load_pretrained(method: Method, options: Namespace) -> list[str]:
-    """Published weights, where --pretrained asks for them; a sentence on each network."""
+def _start_weights(method: Method, options: Namespace) -> list[str]:
+    """Weights to start from, where --init_from or --pretrained asks for them; a sentence on each source."""
+    if options.init_from and options.pretrained:
+        raise InputError("--init_from and --pretrained contradict each other; give one of them")
+    if options.init_from:
+        path = runs.existing_run(options.model_path, options.init_from) / runs.LAST
+        state = runs.load_checkpoint(path)
+        _refuse_seen(cases_of_training(state), options)
+        load_networks(method, state, path)
+        return [f"starts from the weights of run {options.init_from}, iteration {state['iteration']}"]
     if not options.pretrained:
         return []
-    return method.load_pretrained([repository_path(name.strip()) for name in options.pretrained.split(",")])
+    whole = repository_path(options.pretrained)  # a name may hold a comma
+    names = [options.pretrained] if whole.exists() else options.pretrained.split(",")
+    return method.load_pretrained([repository_path(name.strip()) for name in names])
+
+
+def _refuse_seen(seen: Sequence[str], options: Namespace) -> None:
+    """A run that saw test cases is no start for one that is tested on them."""
+    path = list_paths(options)[1]
+    if path.exists() and (both := sorted(set(seen).intersection(cases_to_test(options)))):
+        raise InputError(
+            f"--init_from {options.init_from} was trained on {len(both)} cases of {path}, {both[0]} the first; "
+            "start from another run, or test on other cases with --test_list"
+        )
 
 
 def _check_unread(store: CaseStore, split: Split) -> None:

@@ -9,6 +9,7 @@ fixes it.
 import glob
 import hashlib
 import io
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,9 +55,9 @@ def scan_list(path: Path, flag: str) -> tuple[list[str], list[str]]:
     ids = [line.strip() for line in lines if line.strip()]
     cases = list(dict.fromkeys(ids))
     faults = [
-        f"list file {path} names case {case} {ids.count(case)} times; keep one line, or name another {flag}"
-        for case in cases
-        if ids.count(case) > 1
+        f"list file {path} names case {case} {count} times; keep one line, or name another {flag}"
+        for case, count in Counter(ids).items()
+        if count > 1
     ]
     faults += [
         f"list file {path} names {case}, a path; write the name of a folder in --root_path, or name another {flag}"

@@ -48,7 +48,8 @@ def cases_to_test(options: Namespace) -> list[str]:
 def _labeled(options: Namespace, cases: list[str], path: Path) -> list[str]:
     if options.labeled_list:
         labeled = read_list(repository_path(options.labeled_list), "--labeled_list")
-        if strangers := [case for case in labeled if case not in set(cases)]:
+        known = set(cases)
+        if strangers := [case for case in labeled if case not in known]:
             raise InputError(f"case {strangers[0]} of --labeled_list {options.labeled_list} is not in {path}")
         return labeled
     if options.labelnum > len(cases):
@@ -57,7 +58,8 @@ def _labeled(options: Namespace, cases: list[str], path: Path) -> list[str]:
 
 
 def _unlabeled(options: Namespace, cases: list[str], labeled: list[str], path: Path) -> list[str]:
-    rest = [case for case in cases if case not in set(labeled)]
+    taken = set(labeled)
+    rest = [case for case in cases if case not in taken]
     wanted = len(rest) if options.unlabelnum is None else options.unlabelnum
     if not 0 <= wanted <= len(rest):
         raise InputError(f"--unlabelnum {wanted} must be in [0, {len(rest)}], the cases of {path} that are not labeled")
@@ -72,7 +74,8 @@ def _unlabeled(options: Namespace, cases: list[str], labeled: list[str], path: P
 
 
 def _refuse_overlap(train: list[str], train_path: Path, test: list[str], test_path: Path) -> None:
-    if both := [case for case in train if case in set(test)]:
+    tested = set(test)
+    if both := [case for case in train if case in tested]:
         raise InputError(
             f"{len(both)} cases, {both[0]} the first, are in {train_path} and in {test_path}; "
             "take them out of one, or name other lists with --train_list and --test_list"

@@ -19,7 +19,7 @@ MIN_PATCH = 32  # networks.vnet.MIN_PATCH, which needs PyTorch
 MAX_SEED = 2**63 - 1  # what PyTorch takes
 COMMON = (  # what --help of a training run shows; --help_all shows the rest
     "method preset root_path labelnum exp resume overwrite max_iterations batch_size labeled_bs base_lr patch_size "
-    "n_filters seed val_cases num_workers device gpu amp"
+    "n_filters init_from seed val_cases num_workers device gpu amp"
 ).split()
 TRAINING_EXAMPLE = "python code/train.py --method dtml --root_path data/LA --labelnum 16 --exp my_run --gpu 0"
 PROTOCOLS = ("paper", "fast", "whole")
@@ -110,6 +110,9 @@ def add_training_options(parser: ArgumentParser) -> None:
         default=False,
         help="compute the outputs of batch norm and ReLU again for the backward pass instead of keeping them: about "
         "two thirds of the memory for a twentieth more time; on a CPU the same numbers",
+    )
+    network.add_argument(
+        "--init_from", metavar="RUN", help="start from the last weights of another run below --model_path (fine-tuning)"
     )
     network.add_argument(
         "--pretrained",

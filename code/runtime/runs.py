@@ -1,9 +1,10 @@
-"""Run folder, log, checkpoint, seed: the one place that knows the names of files."""
+"""The folder of a run: its name and the names of its files, its checkpoints and options, the state of generators."""
 
 import math
 import os
 import random
 import shutil
+import zipfile
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ LAST, BEST_VAL = "last.pth", "best_val.pth"
 LOG, OPTIONS, CURVES = "log.txt", "options.json", "curves.csv"
 METRICS_CSV, METRICS_JSON = "metrics.csv", "metrics.json"
 PREDICTIONS, FIGURES, TENSORBOARD = "predictions", "figures", "tensorboard"
-BEST_ON_TEST = "best_on_test.json"  # of a kept result: the summaries of all its checkpoints
+BEST_ON_TEST = "best_on_test.json"  # of a stored result: the summaries of all its checkpoints
 REPORT = "report.html"  # in a run folder, and beside tables
 PREDICTIONS_CSV, PREDICTIONS_JSON = "predictions.csv", "predictions.json"  # in a folder that predict.py writes
 
@@ -115,7 +116,7 @@ def prepare_run(folder: Path, overwrite: bool) -> None:
     """Make the folder; with --overwrite delete the run in it. What a killed process left half-written goes too."""
     with writing(folder):
         if overwrite and _holds_run(folder):
-            shutil.rmtree(folder)
+            _delete_run(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.glob(f".*{PARTIAL}"):
             path.unlink()
@@ -123,6 +124,15 @@ def prepare_run(folder: Path, overwrite: bool) -> None:
 
 def _holds_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in (OPTIONS, LAST))
+
+
+def _delete_run(folder: Path) -> None:
+    """Empty the folder, but for other runs within it."""
+    for path in folder.iterdir():
+        if path.is_symlink() or not path.is_dir():
+            path.unlink()
+        elif not any(_holds_run(file.parent) for name in (OPTIONS, LAST) for file in path.rglob(name)):
+            shutil.rmtree(path)
 
 
 def existing_run(model_path: str, exp: str) -> Path:
@@ -146,15 +156,23 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """A checkpoint of this project; only plain data and tensors are unpickled."""
+    """A checkpoint of this project; only plain data and tensors are unpickled.
+
+    PyTorch does not look at the checksums in its archive: a damaged file would be loaded with other weights.
+    """
     try:
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
         state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise InputError(
             f"there is no checkpoint {path}; train first (best_val needs --val_cases, iteration_<N> --keep_checkpoints)"
         ) from None
     except Exception as error:
-        raise InputError(f"{path} is not a readable checkpoint ({type(error).__name__}); see --exp") from error
+        raise InputError(
+            f"{path} is damaged or not a checkpoint ({type(error).__name__}); restore it, or see --exp"
+        ) from error
     options = state.get("options") if isinstance(state, dict) else None
     if not isinstance(options, dict) or not OF_A_RUN <= options.keys() or not {"networks", "iteration"} <= state.keys():
         raise InputError(f"{path} is not a checkpoint of this project; published weights go to --pretrained")

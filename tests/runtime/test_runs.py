@@ -257,7 +257,7 @@ def test_what_is_no_checkpoint_of_this_project_is_bad_input(tmp_path):
     whole = path.read_bytes()
     for content in (b"", b"not a checkpoint", whole[: len(whole) // 2]):
         path.write_bytes(content)
-        with pytest.raises(InputError, match=f"{path} is not a readable checkpoint"):
+        with pytest.raises(InputError, match=str(path)):
             runs.load_checkpoint(path)
     empty = {"networks": {}, "options": {}, "iteration": 0}
     for content in ({"block_one.conv.0.weight": torch.ones(1)}, [1], empty, {**checkpoint(), "options": None}):
@@ -265,7 +265,7 @@ def test_what_is_no_checkpoint_of_this_project_is_bad_input(tmp_path):
         with pytest.raises(InputError, match="published weights go to --pretrained"):
             runs.load_checkpoint(path)
     torch.save({"networks": Path("code that would run")}, path)
-    with pytest.raises(InputError, match="not a readable checkpoint"):
+    with pytest.raises(InputError, match=str(path)):
         runs.load_checkpoint(path)
 
 
@@ -291,3 +291,25 @@ def test_states_of_more_gpus_than_there_are_now_do_no_harm(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, index: set_states.append(index))
     runs.restore_rng(runs.rng_state() | {"cuda": [torch.zeros(16, dtype=torch.uint8)] * 3})
     assert set_states == [0]
+
+
+def test_overwriting_a_run_leaves_runs_within_its_folder(old_run, tmp_path):
+    nested = tmp_path / "a" / "group" / "b"
+    nested.mkdir(parents=True)
+    (nested / runs.OPTIONS).write_text("{}")
+    (old_run / runs.PREDICTIONS).mkdir()
+    runs.prepare_run(old_run, overwrite=True)
+    assert [path.name for path in old_run.iterdir()] == ["group"] and (nested / runs.OPTIONS).exists()
+
+
+def test_a_flipped_bit_in_the_weights_is_bad_input(old_run):
+    path = old_run / runs.LAST
+    state = runs.load_checkpoint(path)
+    weights = torch.full((1000,), 1.5)
+    runs.save_checkpoint(path, state | {"networks": {"w": weights}})
+    content = bytearray(path.read_bytes())
+    content[content.index(weights.numpy().tobytes()) + 402] ^= 1
+    path.write_bytes(content)
+    assert torch.load(path)["networks"]["w"].ne(1.5).any()  # PyTorch takes it as it is
+    with pytest.raises(InputError, match=runs.LAST):
+        runs.load_checkpoint(path)
