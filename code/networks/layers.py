@@ -10,6 +10,7 @@ its input; `recompute` keeps the inputs alone.
 """
 
 import contextlib
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
@@ -18,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-LANES = 64  # values that a fast kernel wants side by side
-FOLD_BELOW = 32  # channels; from here on PyTorch's own batch norm is as fast
+COLUMNS = 4096  # sums that run side by side in batch norm: the more, the fewer roundings add up in each
+MOST_CHANNELS = 512  # a layer of more has so few voxels that PyTorch's own batch norm is exact
+LANES = 8  # of which the number of channels must be a multiple
 
 
 def conv_norm_relu(conv: nn.Module, norm: nn.Module, *parts: Tensor, recompute: bool = False) -> Tensor:
@@ -134,16 +136,23 @@ def _plain_norm_backward(grad, x, weight, mean, inverse_sd, eps) -> tuple[Tensor
     )
 
 
+def _voxels_per_row(x: Tensor) -> int:
+    """Voxels that stand side by side in a row of the folded matrix: as many as divide all of them and fit COLUMNS."""
+    most = 1 << (COLUMNS // x.shape[1]).bit_length() - 1  # a power of two
+    return math.gcd(x.numel() // x.shape[1], most)
+
+
 def _folds(x: Tensor) -> bool:
-    """Whether voxels can stand side by side until they fill the lanes."""
+    """Whether batch norm goes over the folded matrix."""
     channels = x.shape[1]
-    few = x.device.type == "cpu" and channels < FOLD_BELOW and LANES % channels == 0 and x.numel() % LANES == 0
-    return few and x.is_contiguous(memory_format=torch.channels_last_3d)
+    if x.device.type != "cpu" or channels > MOST_CHANNELS or channels % LANES:
+        return False
+    return x.is_contiguous(memory_format=torch.channels_last_3d) and _voxels_per_row(x) > 1
 
 
 def _fold(x: Tensor) -> Tensor:
-    """(B, C, W, H, D), channels last, as a matrix of LANES columns: each row a few voxels."""
-    return x.permute(0, 2, 3, 4, 1).reshape(-1, LANES)
+    """(B, C, W, H, D), channels last, as a matrix of up to COLUMNS columns: each row several voxels."""
+    return x.permute(0, 2, 3, 4, 1).reshape(-1, x.shape[1] * _voxels_per_row(x))
 
 
 def _unfold(rows: Tensor, like: Tensor) -> Tensor:
@@ -151,22 +160,25 @@ def _unfold(rows: Tensor, like: Tensor) -> Tensor:
     return rows.view(batch, *size, channels).permute(0, 4, 1, 2, 3)
 
 
-def _per_column(*values: Tensor) -> list[Tensor]:
-    """Values of the channels, for every column of the folded matrix."""
-    return [value.repeat(LANES // len(value)) for value in values]
+def _per_column(x: Tensor, *values: Tensor) -> list[Tensor]:
+    """Values of the channels, for every column of the folded x."""
+    return [value.repeat(_voxels_per_row(x)) for value in values]
 
 
 def _scaled(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
     """(x - mean) / sd * weight + bias, by PyTorch's kernel for evaluation on the folded matrix."""
-    return _unfold(torch.native_batch_norm(_fold(x), *_per_column(weight, bias, mean, variance), False, 0.0, eps)[0], x)
+    columns = _per_column(x, weight, bias, mean, variance)
+    return _unfold(torch.native_batch_norm(_fold(x), *columns, False, 0.0, eps)[0], x)
 
 
 def _folded_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
     """As `_plain_norm`: statistics of the columns first, then of the channels."""
-    columns = torch.batch_norm_update_stats(_fold(x), torch.zeros(LANES), torch.ones(LANES), 0.0)
-    means, variances = (values.view(-1, x.shape[1]) for values in columns)
+    rows = _fold(x)
+    columns = torch.batch_norm_update_stats(rows, torch.zeros(rows.shape[1]), torch.ones(rows.shape[1]), 0.0)
+    means, variances = (values.double().view(-1, x.shape[1]) for values in columns)
     mean = means.mean(dim=0)
-    variance = variances.mean(dim=0) + (means - mean).square().mean(dim=0)
+    variance = (variances.mean(dim=0) + (means - mean).square().mean(dim=0)).float()
+    mean = mean.float()
     return _scaled(x, weight, bias, mean, variance, eps), mean, (variance + eps).rsqrt(), variance
 
 
@@ -174,9 +186,9 @@ def _folded_norm_backward(grad, x, weight, mean, inverse_sd, eps) -> tuple[Tenso
     variance = inverse_sd.square().reciprocal() - eps
     # With the statistics held fixed PyTorch gives weight / sd * grad, and the sums of each column.
     grad_x, *sums = torch.ops.aten.native_batch_norm_backward(
-        _fold(grad), _fold(x), *_per_column(weight, mean, variance), None, None, False, eps, [True, True, True]
+        _fold(grad), _fold(x), *_per_column(x, weight, mean, variance), None, None, False, eps, [True, True, True]
     )
-    grad_weight, grad_bias = (values.view(-1, x.shape[1]).sum(dim=0) for values in sums)
+    grad_weight, grad_bias = (values.double().view(-1, x.shape[1]).sum(dim=0).float() for values in sums)
     # What is left comes through the statistics; it is linear in the normalised x.
     scale = -weight * inverse_sd * (x.shape[1] / x.numel())
     through = _scaled(x, scale * grad_weight, scale * grad_bias, mean, variance, eps)

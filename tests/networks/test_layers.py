@@ -14,9 +14,9 @@ def plain(conv, norm, x):
     return norm(conv(x)).relu()
 
 
-def with_gradients(form, layers, x, towards):
+def with_gradients(form, layers, x, towards, dtype=torch.float32):
     """Output, gradients and running statistics of one pass in training mode."""
-    conv, norm = copy.deepcopy(layers)
+    conv, norm = (layer.to(dtype) for layer in copy.deepcopy(layers))
     x = x.clone(memory_format=torch.preserve_format).requires_grad_()
     out = form(conv, norm, x)
     (out * towards).sum().backward()
@@ -42,6 +42,23 @@ def test_conv_norm_relu_is_the_plain_form(channels, transposed, layout):
         noise = 5e-3 if name == "conv.bias" else 1e-4  # a gradient that is 0, and there a sum of rounding errors
         torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=noise, msg=lambda m, name=name: f"{name}: {m}")
     assert torch.equal(ours["conv.bias"], torch.zeros(channels))
+
+
+@pytest.mark.parametrize(("channels", "side"), [(8, 64), (64, 32)])
+def test_sums_over_many_voxels_are_as_exact_as_contiguous_ones(channels, side):
+    """Against float64, at most twice the error of PyTorch's contiguous layers, which sum in double."""
+    torch.manual_seed(0)
+    conv, norm = nn.Conv3d(2, channels, 1), nn.BatchNorm3d(channels)
+    x, towards = torch.randn(2, 2, side, side, side) + 3, torch.randn(2, channels, side, side, side)
+    exact = with_gradients(plain, (conv, norm), x.double(), towards.double(), dtype=torch.float64)
+
+    def error(values):
+        return {name: (values[name] - exact[name]).norm() / exact[name].norm() for name in ("out", "norm.weight")}
+
+    expected = error(with_gradients(plain, (conv, norm), x, towards))
+    x = x.contiguous(memory_format=CHANNELS_LAST)
+    ours = error(with_gradients(fused.conv_norm_relu, (conv.to(memory_format=CHANNELS_LAST), norm), x, towards))
+    assert all(ours[name] < 2 * max(expected[name], 1e-7) for name in expected), (ours, expected)
 
 
 def test_folded_form_is_what_full_resolution_takes():
