@@ -1,10 +1,12 @@
 """The prediction command: masks lie over their scans, what a run folder alone decides, what is refused."""
 
 import csv
+import fcntl
 import json
 import os
 import re
 import shutil
+import threading
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -23,11 +25,13 @@ from torch import nn
 import predict
 import train
 from dataloaders.case_files import read_image, read_spacing
+from inference import plan, segmenting, trained
+from inference.predictions import Predictions
 from methods import METHODS
 from methods.base import Method
 from runtime import runs
 from utils import files
-from utils.errors import run_script
+from utils.errors import InputError, run_script
 
 LEVEL = 1.0  # of the z-scored image
 SHAPE = (26, 22, 18)
@@ -257,8 +261,8 @@ def test_window_settings_by_hand_before_protocol_before_run(make_run, tmp_path):
     folder = make_run("a", "--patch_size", "48", "32", "40", "--stride_xy", "7", "--stride_z", "5")
 
     def windows(*argv: str) -> tuple:
-        trained = runs.load_checkpoint(folder / runs.LAST)["options"]
-        options = predict.parse_options(["--exp", "a", *argv], "a", trained)
+        stored = runs.load_checkpoint(folder / runs.LAST)["options"]
+        options = predict.parse_options(["--exp", "a", *argv], "a", stored)
         assert options.window == "patch"
         return options.stride_xy, options.stride_z, options.blend
 
@@ -337,7 +341,7 @@ def test_an_ensemble_is_the_mean_of_its_members(make_run, tmp_path):
         np.testing.assert_allclose(maps["abc"][index], expected, atol=1e-6)
         assert np.abs(maps["abc"][index] - maps["a"][index]).max() > 0.1
     np.testing.assert_array_equal(
-        load(tmp_path / "abc" / "heart.nii.gz"), predict.largest_component(maps["abc"][0] > 0.5)
+        load(tmp_path / "abc" / "heart.nii.gz"), segmenting.largest_component(maps["abc"][0] > 0.5)
     )
 
 
@@ -497,7 +501,7 @@ def test_files_of_others_and_scans_are_never_replaced(make_run, tmp_path, capsys
         assert "would overwrite a scan" in refused(capsys, *argv, str(scan.parent), *flags)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "heart.nii.gz").write_text("mine")
-    assert "heart.nii.gz exists; give --overwrite" in refused(capsys, *argv, str(tmp_path / "out"))
+    assert "heart.nii.gz exists; give --resume, --overwrite" in refused(capsys, *argv, str(tmp_path / "out"))
     assert (tmp_path / "out" / "heart.nii.gz").read_text() == "mine" and len(list((tmp_path / "out").iterdir())) == 1
 
 
@@ -506,6 +510,27 @@ def test_two_scans_that_would_share_an_output(make_run, tmp_path, capsys):
         write(tmp_path / "scans" / f"{name}.nii.gz", blob(), affine(0))
     argv = ["--exp", make_run().name, "--model_path", str(tmp_path / "model"), "--input", str(tmp_path / "scans")]
     assert "would be written for two scans" in refused(capsys, *argv, "--output", str(tmp_path / "o"), "--save", "prob")
+
+
+def test_two_commands_share_a_folder(make_run, tmp_path, monkeypatch):
+    """Each has read the rows before the other adds one; the lock is that of the folder."""
+    settings, out = {"x": 1}, tmp_path / "out"
+    both = [Predictions(out, settings, resume=True) for _ in range(2)]
+    for case, predictions in zip("ab", both, strict=True):
+        predictions.claim([], [out / f"{case}.nii.gz"])
+    both[0].add("a", file="a.nii"), both[1].add("b", file="b.nii"), both[0].add("c", file="c.nii")
+    assert list(both[1].rows()) == ["a", "b", "c"]
+    with pytest.raises(InputError, match="--resume"):
+        Predictions(out, settings).claim([], [])
+    handle = os.open(out, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    writer = threading.Thread(target=both[0].add, args=("d",))
+    writer.start()
+    writer.join(0.2)
+    assert writer.is_alive() and "d" not in both[0].rows()
+    os.close(handle)
+    writer.join(10)
+    assert "d" in both[0].rows()
 
 
 # --- what is said
@@ -531,12 +556,12 @@ def test_work_and_memory_are_announced(make_run, tmp_path, capsys):
 def test_the_announced_windows_are_those_that_are_computed(make_run, tmp_path, monkeypatch, flags):
     counted = []
 
-    class Watched(predict.Progress):
+    class Watched(segmenting.Progress):
         def __exit__(self, *error):
             counted.append((self.bar.total, self.done))
             super().__exit__(*error)
 
-    monkeypatch.setattr(predict, "Progress", Watched)
+    monkeypatch.setattr(segmenting, "Progress", Watched)
     scan = write(tmp_path / "heart.nii.gz", blob((90, 70, 44)), affine(0, (1.1, 1.3, 0.7)))
     folders = [make_run("a", "--scale", "0.7"), make_run("b", preprocessing={"spacing_mm": [1.0, 1.0, 1.0]})]
     run(folders[0], scan, tmp_path / "one", *flags), run(folders[1], scan, tmp_path / "two", *flags)
@@ -577,20 +602,39 @@ def test_a_part_of_a_scan_is_not_what_a_run_on_parts_of_scans_expects(make_run, 
 
 
 def test_a_scan_that_memory_cannot_hold(make_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(predict, "available_memory", lambda: 1000)
+    monkeypatch.setattr(segmenting, "available_memory", lambda: 1000)
     scan = write(tmp_path / "heart.nii.gz", blob(), affine(0))
     run(make_run(), scan, tmp_path / "out", status=1)
     assert "give a smaller --roi" in rows_of(tmp_path / "out")["heart"]["error"]
 
 
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")])
-def test_out_of_memory_is_one_sentence(make_run, tmp_path, monkeypatch, error):
-    def full(*args):
-        raise error
+CPU_ALLOCATOR = RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(predict, "predict_scan", full)
-    out = run(make_run(), write(tmp_path / "heart.nii.gz", blob(), affine(0)), tmp_path / "out", status=1)
-    assert rows_of(out)["heart"]["error"] == f"out of memory on cpu; {predict.LESS_MEMORY}"
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory."), CPU_ALLOCATOR])
+@pytest.mark.parametrize("step", ["read_scan", "predict_volume"])
+def test_out_of_memory_costs_that_scan_alone(make_run, tmp_path, monkeypatch, error, step):
+    for case in "ab":
+        write(tmp_path / "scans" / f"{case}.nii.gz", blob(), affine(0))
+    calls = iter([error, None])
+
+    def full_at_first(*args):
+        if failure := next(calls):
+            raise failure
+        return known(*args)
+
+    known = getattr(plan, step)
+    monkeypatch.setattr(plan, step, full_at_first)
+    rows = rows_of(run(make_run(), tmp_path / "scans", tmp_path / "out", status=1))
+    assert "--roi" in rows["a"]["error"] and "--window_batch" in rows["a"]["error"]
+    assert rows["b"]["error"] == "" and (tmp_path / "out" / "b.nii.gz").exists()
+
+
+def test_a_grid_that_memory_cannot_hold_is_refused_before_it_is_made(make_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan.Preprocessing, "apply", lambda *args: pytest.fail("made it"))
+    folder = make_run(preprocessing={"spacing_mm": [0.001, 0.001, 0.001]})
+    scan = write(tmp_path / "heart.nii.gz", blob(), affine(0))
+    assert "--roi" in rows_of(run(folder, scan, tmp_path / "out", status=1))["heart"]["error"]
 
 
 # --- bad input
@@ -612,7 +656,7 @@ def test_refusals(make_run, tmp_path, capsys, monkeypatch):
     assert "dtml of b has no signed distance map" in refused(capsys, *here, "a", "b", "--save", "sdm")
     assert "--stride_xy 0" in refused(capsys, *here, "a", "--stride_xy", "0")
     make_run("c")
-    monkeypatch.delitem(METHODS, "supervised")
+    monkeypatch.setattr(trained, "METHODS", {name: cls for name, cls in METHODS.items() if name != "supervised"})
     assert "is of method supervised, which is not among METHODS: asdnet, " in refused(capsys, *here, "c")
     assert not (tmp_path / "out").exists()
 

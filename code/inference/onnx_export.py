@@ -31,7 +31,7 @@ def export_onnx(network: nn.Module, patch: Sequence[int], metadata: dict[str, An
     Returns: the largest difference between onnxruntime and PyTorch on one random patch.
     """
     network.eval()
-    with files.atomic(path) as temporary:
+    with files.atomic(path, "--export") as temporary:
         program = _exported(network, patch)
         program.model.metadata_props.update({name: json.dumps(value) for name, value in metadata.items()})
         program.save(temporary, external_data=False)
@@ -75,7 +75,7 @@ def _difference(network: nn.Module, patch: Sequence[int], path: Path) -> float:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on torchvision and its own deprecations, which no user can mend."""
+    """Without the exporter's remarks on torchvision and its own deprecations, which no user can fix."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

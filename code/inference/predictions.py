@@ -1,8 +1,11 @@
 """The folder that predict.py writes: masks, predictions.csv with a row per scan, predictions.json with the settings."""
 
+import contextlib
 import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,73 +13,112 @@ from runtime import runs
 from utils import files
 from utils.errors import InputError
 
-COLUMNS = ("case", "file", "output", "volume_ml", "empty", "touches_border", "seconds", "error")
-Row = dict[str, str]
+try:
+    import fcntl
+except ImportError:  # Windows: one command at a time
+    fcntl = None
+
+OUTPUT = "--output"
+FIELDS = ("case", "file", "output", "volume_ml", "empty", "touches_border", "seconds", "error")
 
 
 class Predictions:
-    """Rows of predictions.csv by case, written whole after each scan, so that none is lost when a later one fails.
+    """A folder of predictions, which several commands may share: a row is added under a lock, once its scan is done.
 
     A folder holds predictions of one group of settings: without `resume` or `overwrite` an existing one is an
     `InputError`, and with `resume` other settings are one.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], resume: bool = False, overwrite: bool = False):
-        self.folder = folder
-        self.rows: dict[str, Row] = {}
-        self._replace = resume or overwrite
-        settings = json.loads(json.dumps(settings))
-        if (folder / runs.PREDICTIONS_CSV).exists() and not self._replace:
-            raise InputError(f"{folder} holds predictions; give --resume, --overwrite or another --output")
-        if resume and (folder / runs.PREDICTIONS_CSV).exists():
-            self._require(settings)
-            with open(folder / runs.PREDICTIONS_CSV, newline="", encoding="utf-8") as file:
-                self.rows = {row["case"]: row for row in csv.DictReader(file)}
-        self._settings = settings
+        self.folder, self.csv = folder, folder / runs.PREDICTIONS_CSV
+        self._json = folder / runs.PREDICTIONS_JSON
+        self._settings = json.loads(json.dumps(settings))
+        self._resume, self._overwrite = resume, overwrite
 
-    def _require(self, settings: dict[str, Any]) -> None:
-        path = self.folder / runs.PREDICTIONS_JSON
+    def claim(self, inputs: Iterable[Path], outputs: Sequence[Path]) -> None:
+        """Make the folder and note the settings; an output that is there, is an input, or belongs to two scans is an
+        `InputError`.
+        """
+        scans = {path.resolve() for path in inputs}
+        for path, count in Counter(outputs).items():
+            if count > 1:  # the mask of a scan `a_prob` and the probability of a scan `a`
+                raise InputError(f"{path} would be written for two scans; rename one of them")
+            if path.resolve() in scans or self.folder.resolve() in scans:
+                raise InputError(f"{path} would overwrite a scan; give another --output")
+        self._check_free(outputs)  # before the folder is touched
+        with files.writing(self.folder, OUTPUT):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            self._check_free(outputs)
+            if self._overwrite:
+                with files.writing(self.csv, OUTPUT):
+                    self.csv.unlink(missing_ok=True)
+            files.write_json(self._json, self._settings, OUTPUT)
+
+    def _check_free(self, outputs: Iterable[Path]) -> None:
+        if self._overwrite:
+            return
+        if self._resume:
+            if self.csv.exists():
+                self._require_settings()
+            return
+        for path in (self.csv, self._json, *outputs):
+            if os.path.exists(path):  # unlike Path.exists, it takes names that are too long for the system
+                raise InputError(f"{path} exists; give --resume, --overwrite or another --output")
+
+    def _require_settings(self) -> None:
         try:
-            made_with = json.loads(path.read_text(encoding="utf-8"))
+            made_with = json.loads(self._json.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise InputError(f"{path} cannot be read ({error}); give --overwrite or another --output") from None
-        names = sorted({*settings, *made_with})
-        if others := [name for name in names if made_with.get(name) != settings.get(name)]:
+            raise InputError(f"{self._json} cannot be read ({error}); give --overwrite or another --output") from None
+        names = sorted({*self._settings, *made_with})
+        if others := [name for name in names if made_with.get(name) != self._settings.get(name)]:
             raise InputError(
                 f"the predictions in {self.folder} were made with other settings ({', '.join(others)}: see "
                 f"{runs.PREDICTIONS_JSON}); give these, --overwrite or another --output"
             )
 
-    def claim(self, inputs: Iterable[Path], outputs: Sequence[Path]) -> None:
-        """Make the folder and note the settings; an output that is there, is an input, or is wanted twice is an
-        `InputError`.
-        """
-        scans = {path.resolve() for path in inputs}
-        for path in outputs:
-            if outputs.count(path) > 1:  # the mask of a scan `a_prob` and the probability of a scan `a`
-                raise InputError(f"{path} would be written for two scans; rename one of them")
-            if path.resolve() in scans or self.folder.resolve() in scans:
-                raise InputError(f"{path} would overwrite a scan; give another --output")
-            if path.exists() and not self._replace:
-                raise InputError(f"{path} exists; give --overwrite or another --output")
-        with files.writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        files.write_json(self.folder / runs.PREDICTIONS_JSON, self._settings)
+    def rows(self) -> dict[str, dict[str, str]]:
+        """The rows of predictions.csv by case."""
+        if not self.csv.exists():
+            return {}
+        with open(self.csv, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            return {row["case"]: row for row in csv.DictReader(file)}
 
-    def done(self, case: str, file: Path, output: Path) -> bool:
-        """Whether a scan was segmented; a case that came from another file is an `InputError`."""
-        row = self.rows.get(case)
-        if row is None or row["error"]:
-            return False
-        if row["file"] != str(file):
-            raise InputError(f"{output} is of {row['file']}, not of {file}; give another --output")
-        return output.exists()
+    def missing(self, scans: Mapping[str, Path], masks: Mapping[str, Path]) -> list[str]:
+        """The cases that have no mask yet; a mask that was made from another file is an `InputError`."""
+        rows, missing = self.rows(), []
+        for case, file in scans.items():
+            row = rows.get(case)
+            if row is None or row["error"]:
+                missing.append(case)
+            elif row["file"] != str(file):
+                raise InputError(f"{masks[case]} is of {row['file']}, not of {file}; give another --output")
+            elif not masks[case].exists():
+                missing.append(case)
+        return missing
 
     def add(self, case: str, **values: str) -> None:
-        """Add or replace the row of a case, and write predictions.csv; values left out are empty."""
-        self.rows[case] = {**dict.fromkeys(COLUMNS, ""), "case": case, **values}
-        path = self.folder / runs.PREDICTIONS_CSV
-        with files.atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(row for _, row in sorted(self.rows.items()))
+        """Add or replace the row of a case; values left out are empty."""
+        with self._locked():
+            rows = {**self.rows(), case: {**dict.fromkeys(FIELDS, ""), "case": case, **values}}
+            with (
+                files.atomic(self.csv, OUTPUT) as temporary,
+                open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+            ):
+                writer = csv.DictWriter(file, FIELDS)
+                writer.writeheader()
+                writer.writerows(row for _, row in sorted(rows.items()))
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Alone among the commands that write into the folder; the lock ends with its process."""
+        if fcntl is None:
+            yield
+            return
+        handle = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)

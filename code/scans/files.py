@@ -28,6 +28,7 @@ NIFTI = (".nii.gz", ".nii")
 SEGMENTATION = ".seg.nrrd"  # of 3D Slicer: a label, of the part of the scan that it needs
 READABLE = (*NIFTI, SEGMENTATION, ".nrrd", ".nhdr", ".mha", ".mhd")
 WRITABLE = (".nii.gz", ".nrrd", ".mha")  # each a single file, so that it can appear whole or not at all
+OUTPUT = "--output"  # flag that names the folder of what is written
 GZIP = b"\x1f\x8b"
 GRID_TOLERANCE = 0.05  # voxels by which corners may differ on one grid: headers are rounded, in NIfTI to float32
 LEAST_VOLUME = 1e-3  # spanned by the unit vectors of the axes, 1 for orthogonal ones
@@ -200,7 +201,7 @@ def _explained(path: Path) -> Iterator[None]:
     sitk.ProcessObject.SetGlobalWarningDisplay(False)  # what matters is raised below, in one sentence
     try:
         yield
-    except InputError:
+    except (InputError, MemoryError):
         raise
     except Exception as error:
         lines = [line for line in str(error).splitlines() if "ERROR" in line] or str(error).splitlines() or [""]
@@ -251,7 +252,7 @@ def write_scan(path: Path | str, array: np.ndarray, affine: np.ndarray, header: 
     if not path.name.endswith(WRITABLE):
         raise InputError(f"{path} cannot be written; name a scan {', '.join(WRITABLE)}")
     if path.name.endswith(".nii.gz"):
-        write_with_affine(path, array, affine, header)
+        write_with_affine(path, array, affine, header, OUTPUT)
         return
     scan = Scan(stored(array), np.asarray(affine, dtype=np.float64))
     if not np.allclose(scan.direction.T @ scan.direction, np.eye(3), atol=1e-4):
@@ -260,8 +261,8 @@ def write_scan(path: Path | str, array: np.ndarray, affine: np.ndarray, header: 
     image.SetSpacing(scan.spacing_mm)
     image.SetOrigin(scan.origin_mm)
     image.SetDirection(scan.direction.ravel().tolist())
-    with atomic(path) as temporary, tempfile.TemporaryDirectory() as folder:
-        draft = Path(folder) / path.name  # ITK takes the format from the suffix
+    with atomic(path, OUTPUT) as temporary, tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder) / f"draft{path.suffix}"  # ITK takes the format from the suffix
         try:
             sitk.WriteImage(image, str(draft), useCompression=True)
         except RuntimeError as error:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from scans.files import Scan, apply_turn, orientation_of, reorient, turn_to, undo_turn
+from scans.region import Box, moved
 from utils.errors import InputError
 from utils.resample import Size, resample
 
@@ -59,14 +60,18 @@ class Preprocessing:
 
         A constant scan, or one with voxels that are not finite, is an `InputError` without the scan's name.
         """
+        place = self.place(scan)
+        return resample(apply_turn(self._normalised(scan.array), place.turn), place.shape), place
+
+    def place(self, scan: Scan) -> "Placement":
+        """Where the processed image will lie in the scan; the values of its voxels do not matter."""
         code = self.orientation or orientation_of(scan.affine)
-        turned = reorient(Scan(self._normalised(scan.array), scan.affine), code)
+        turned = reorient(scan, code)
         shape = turned.array.shape
         if self.spacing_mm is not None:
             pairs = zip(shape, turned.spacing_mm, self.spacing_mm, strict=True)
             shape = tuple(max(1, round(n * mm / target)) for n, mm, target in pairs)
-        place = Placement(turn_to(scan.affine, code), turned.array.shape, turned.affine, shape)
-        return resample(turned.array, shape), place
+        return Placement(scan, turned, turn_to(scan.affine, code), shape)
 
     def filled(self, array: np.ndarray) -> np.ndarray:
         """The array with `fill_nan` where it is not finite."""
@@ -125,20 +130,28 @@ def read_record(root: Path) -> dict[str, Any] | None:
 
 @dataclass(frozen=True, eq=False)
 class Placement:
-    """Where a processed image lies in the scan that it was made from."""
+    """Where a processed image lies in the scan that it is made from."""
 
+    scan: Scan
+    turned: Scan  # the same voxels along the axes of the processed image
     turn: np.ndarray  # of the axes, as `scans.turn_to` gives it
-    turned_shape: Size  # of the scan after that turn
-    turned_affine: np.ndarray  # (4, 4), RAS mm
     shape: Size  # of the processed image
 
     @property
     def affine(self) -> np.ndarray:
         """(4, 4), RAS mm, of the processed grid, which covers the extent of the scan."""
-        step = np.divide(self.turned_shape, self.shape)  # voxels of the scan per voxel
+        step = np.divide(self.turned.array.shape, self.shape)  # voxels of the scan per voxel
         scale = np.diag([*step, 1.0])
         scale[:3, 3] = (step - 1) / 2
-        return self.turned_affine @ scale
+        return self.turned.affine @ scale
+
+    def box_in_image(self, box: Box) -> Box:
+        """The processed voxels that a box of the scan touches."""
+        return moved(box, np.linalg.inv(self.affine) @ self.scan.affine, self.shape)
+
+    def box_in_scan(self, box: Box) -> Box:
+        """The voxels of the scan that a box of its processed image touches."""
+        return moved(box, np.linalg.inv(self.scan.affine) @ self.affine, self.scan.array.shape)
 
     def place_label(self, label: np.ndarray) -> np.ndarray:
         """A mask on the scan's grid -> uint8 0/1 on the processed one: foreground where more than half of a voxel is.
@@ -154,7 +167,7 @@ class Placement:
         """
         if volume.shape != self.shape:
             raise ValueError(f"the volume has shape {volume.shape}, the processed image {self.shape}")
-        return np.ascontiguousarray(undo_turn(resample(volume, self.turned_shape), self.turn))
+        return np.ascontiguousarray(undo_turn(resample(volume, self.turned.array.shape), self.turn))
 
     def restore_mask(self, mask: np.ndarray) -> np.ndarray:
         """A mask on the processed grid -> uint8 0/1 on the scan's own."""

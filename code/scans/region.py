@@ -1,11 +1,10 @@
-"""Boxes of voxels: what --roi names, and one box on the grid of a scan and on that of its processed image."""
+"""Boxes of voxels: what --roi names, and where a box lies on another grid."""
 
 import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from scans.preprocess import Placement
 from utils.errors import InputError
 from utils.resample import Size
 
@@ -62,17 +61,7 @@ def size_of(box: Box) -> Size:
     return tuple(axis.stop - axis.start for axis in box)
 
 
-def to_processed(box: Box, affine: np.ndarray, place: Placement) -> Box:
-    """The processed voxels that a box of the scan touches. Args: affine, (4, 4), of the scan."""
-    return _moved(box, np.linalg.inv(place.affine) @ affine, place.shape)
-
-
-def to_scan(box: Box, affine: np.ndarray, shape: Size, place: Placement) -> Box:
-    """The voxels of the scan that a box of its processed image touches. Args: affine and shape of the scan."""
-    return _moved(box, np.linalg.inv(affine) @ place.affine, shape)
-
-
-def _moved(box: Box, matrix: np.ndarray, shape: Size) -> Box:
+def moved(box: Box, matrix: np.ndarray, shape: Size) -> Box:
     """A box on another grid, whose axes run along the same directions; voxel k covers [k - 0.5, k + 0.5]."""
     corners = np.array([[axis.start - 0.5 for axis in box], [axis.stop - 0.5 for axis in box]])
     moved = corners @ matrix[:3, :3].T + matrix[:3, 3] + 0.5

@@ -47,11 +47,16 @@ def write_nifti(
 
 
 def write_with_affine(
-    path: Path | str, array: np.ndarray, affine: np.ndarray, like: nib.Nifti1Header | None = None
+    path: Path | str,
+    array: np.ndarray,
+    affine: np.ndarray,
+    like: nib.Nifti1Header | None = None,
+    flag: str = "--model_path",
 ) -> None:
     """As `write_nifti`, but the geometry is the NIfTI affine: (4, 4), voxel index to RAS millimetres.
 
-    Args: like, the header of a scan of this geometry: qform, sform, their codes, voxel size and unit are copied.
+    Args: like, the header of a scan of this geometry: qform, sform, their codes, voxel size and unit are copied;
+        flag, the one that names the folder, for the message where it cannot be written.
     """
     path = Path(path)
     if not path.name.endswith(".nii.gz"):
@@ -65,7 +70,7 @@ def write_with_affine(
         image.header.set_xyzt_units("mm")
         image.set_sform(affine, code=SCANNER_SPACE)
         image.set_qform(affine, code=SCANNER_SPACE)  # a quaternion holds no shear: sform is exact, qform the nearest
-    with atomic(path) as temporary:
+    with atomic(path, flag) as temporary:
         temporary.write_bytes(gzip.compress(image.to_bytes(), COMPRESSION_LEVEL, mtime=0))
 
 

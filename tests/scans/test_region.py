@@ -7,7 +7,7 @@ import pytest
 
 from scans.files import Scan
 from scans.preprocess import Preprocessing
-from scans.region import central, hull, parse_roi, size_of, to_processed, to_scan, whole
+from scans.region import central, hull, parse_roi, size_of, whole
 from utils.errors import InputError
 
 SHAPE = (20, 14, 9)
@@ -61,7 +61,7 @@ def test_a_box_and_its_image_cover_the_same_place(seed, spacing):
     scan = random_scan(seed)
     _, place = Preprocessing(spacing_mm=spacing, orientation="RAS").apply(scan)
     named = box((3, 11), (2, 9), (4, 8))
-    moved = to_processed(named, scan.affine, place)
+    moved = place.box_in_image(named)
     covered = np.zeros(place.shape, dtype=bool)
     axes = [np.linspace(a.start - 0.499, a.stop - 0.501, 5 * (a.stop - a.start)) for a in named]
     points = np.array([*itertools.product(*axes)]) @ scan.affine[:3, :3].T + scan.affine[:3, 3]  # mm
@@ -71,7 +71,7 @@ def test_a_box_and_its_image_cover_the_same_place(seed, spacing):
     expected = tuple(slice(i.min(), i.max() + 1) for i in np.nonzero(covered))
     assert all(a.start <= b.start and b.stop <= a.stop for a, b in zip(moved, expected, strict=True))
     assert all(b.start - a.start <= 1 and a.stop - b.stop <= 1 for a, b in zip(moved, expected, strict=True))
-    back = to_scan(moved, scan.affine, SHAPE, place)
+    back = place.box_in_scan(moved)
     assert all(a.start <= b.start and b.stop <= a.stop for a, b in zip(back, named, strict=True))
     if spacing is None:
         assert back == named and covered.sum() == np.prod(size_of(moved))
@@ -80,5 +80,5 @@ def test_a_box_and_its_image_cover_the_same_place(seed, spacing):
 def test_all_of_the_scan_is_all_of_its_image():
     scan = random_scan(9)
     _, place = Preprocessing(spacing_mm=(1.1, 1.7, 0.8), orientation="LPS").apply(scan)
-    assert to_processed(whole(SHAPE), scan.affine, place) == whole(place.shape)
-    assert to_scan(whole(place.shape), scan.affine, SHAPE, place) == whole(SHAPE)
+    assert place.box_in_image(whole(SHAPE)) == whole(place.shape)
+    assert place.box_in_scan(whole(place.shape)) == whole(SHAPE)

@@ -1,0 +1,166 @@
+"""What predict.py does: every scan through the trained runs to its mask and its row, or the network to an ONNX file."""
+
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dataloaders.store import available_memory
+from evaluation.metrics import largest_component
+from inference.ensemble import PROB, SDM, Member, load_member
+from inference.onnx_export import OPSET, export_onnx
+from inference.plan import Plan, by, find_inputs
+from inference.predictions import Predictions
+from inference.progress import Progress, in_units
+from inference.windows import THRESHOLD
+from options import flags
+from runtime import runs
+from runtime.device import enough_memory, pick_device, place
+from scans import region
+from scans.files import READABLE, write_scan
+from utils import files
+from utils.errors import InputError
+
+ONE_FILE = {".nii": "nii.gz", ".mhd": "mha"}  # formats that are written in another way than they are read
+SMALLER_BOX = f"give a smaller --roi, or {flags.LESS_WINDOW}"
+FAILED = 1  # exit status if some scan could not be segmented
+MM3_PER_ML = 1000
+NOTICE = "Accuracy on uncropped scans is not measured. Not for clinical use."
+
+
+def load_members(asked: Namespace, options_of: Callable[[str, dict[str, Any]], Namespace]) -> list[Member]:
+    """The runs of --exp. Args: options_of, from a run's name and its stored options to those of its prediction."""
+    members, maps = [], (PROB, SDM) if SDM in asked.save else (PROB,)
+    for exp in dict.fromkeys(asked.exp):
+        path = runs.checkpoint_path(runs.existing_run(asked.model_path, exp), asked.weights)
+        state = runs.load_checkpoint(path)
+        members.append(load_member(path, state, options_of(exp, state["options"]), maps, asked.tta))
+    return members
+
+
+def segment_all(members: Sequence[Member], asked: Namespace) -> int:
+    """Segment every scan of --input; returns the exit status."""
+    region.require_roi(asked.roi)
+    scans = find_inputs(files.repository_path(asked.input))
+    device = on_device(members)
+    folder = files.repository_path(asked.output)
+    predictions = Predictions(folder, settings(members, asked), asked.resume, asked.overwrite)
+    outputs = {case: output_paths(folder, case, path, asked) for case, path in scans.items()}
+    predictions.claim(scans.values(), [path for paths in outputs.values() for path in paths.values()])
+    todo = predictions.missing(scans, {case: paths["mask"] for case, paths in outputs.items()})
+    if len(todo) < len(scans):
+        print(f"{len(scans) - len(todo)} of {len(scans)} scans are segmented already")
+    failed = []
+    for number, case in enumerate(todo, start=1):
+        print(f"[{number}/{len(todo)}] {scans[case]}")
+        try:
+            with enough_memory(device, SMALLER_BOX):
+                row = segment(scans[case], outputs[case], members, asked, device)
+        except InputError as error:
+            row = {"error": str(error)}
+            failed.append(case)
+            print(f"error: {error}", file=sys.stderr)
+        predictions.add(case, file=str(scans[case]), **row)
+    print(f"{len(scans) - len(failed)} of {len(scans)} scans segmented: {folder / runs.PREDICTIONS_CSV}")
+    if failed:
+        names = ", ".join(failed)
+        print(f"error: {len(failed)} of {len(scans)} scans failed ({names}); see the column error", file=sys.stderr)
+    return FAILED if failed else 0
+
+
+def on_device(members: Sequence[Member]) -> torch.device:
+    """Place the networks on the device that was asked for; one that lacks a run's precision is an `InputError`."""
+    device = pick_device(members[0].options)
+    for member in members:
+        pick_device(member.options, say=lambda line: None)
+        place(member.predictor, device, member.options)
+    return device
+
+
+def output_paths(folder: Path, case: str, scan: Path, asked: Namespace) -> dict[str, Path]:
+    """Files to write for a scan: `mask`, and the maps of --save."""
+    suffix = asked.format
+    if suffix == "input":
+        own = next((end for end in READABLE if scan.name.lower().endswith(end)), ".nii.gz")  # DICOM and HDF5 have none
+        suffix = ONE_FILE.get(own, own.removeprefix("."))
+    maps = {name: folder / f"{case}_{name}.{suffix}" for name in asked.save}
+    return {**maps, "mask": folder / f"{case}.{suffix}"}
+
+
+def settings(members: Sequence[Member], asked: Namespace) -> dict[str, Any]:
+    """What decides a mask, as plain data."""
+    of_the_command = {name: getattr(asked, name) for name in ("weights", "roi", "post", "tta", "save", "format")}
+    return {**of_the_command, "runs": [member.settings() for member in members], "notice": NOTICE}
+
+
+def segment(
+    path: Path, outputs: dict[str, Path], members: Sequence[Member], asked: Namespace, device: torch.device
+) -> dict[str, str]:
+    """Segment one scan and write its files; the mask last, so that it stands for all. Returns its row."""
+    start = time.perf_counter()
+    plan = Plan(members, path, asked.roi)
+    announce(plan)
+    with Progress(plan.windows, device) as progress:
+        for member in members:
+            member.predictor.on_windows = progress
+        maps = plan.predict(device)
+    mask = maps[PROB] > THRESHOLD
+    if asked.post == "lcc":
+        mask = largest_component(mask)
+    for name, output in outputs.items():
+        write_scan(output, mask if name == "mask" else maps[name], plan.scan.affine, plan.scan.header)
+    volume = np.count_nonzero(mask) * abs(np.linalg.det(plan.scan.affine[:3, :3])) / MM3_PER_ML
+    seconds, empty, touches = time.perf_counter() - start, not mask.any(), touches_border(mask[plan.box])
+    remarks = " (empty)" if empty else " (touches the border)" if touches else ""
+    print(f"  {volume:.1f} mL{remarks} in {seconds:.0f} s: {outputs['mask'].name}")
+    return {
+        "output": outputs["mask"].name,
+        "volume_ml": f"{volume:.3f}",
+        "empty": "yes" if empty else "no",
+        "touches_border": "yes" if touches else "no",
+        "seconds": f"{seconds:.1f}",
+    }
+
+
+def announce(plan: Plan) -> None:
+    """Say how much work a scan is, and how it differs from the training; too much for the memory is an `InputError`."""
+    volumes, network = plan.memory()
+    shape = plan.scan.array.shape
+    print(
+        f"  {' x '.join(map(str, shape))} voxels of {by(plan.scan.spacing_mm)} mm; {plan.windows} windows; "
+        f"memory about {in_units(volumes)} for the volumes, {in_units(network)} for the network"
+    )
+    if plan.box != region.whole(shape):
+        print(f"  looking at {','.join(f'{axis.start}:{axis.stop}' for axis in plan.box)}")
+    for warning in plan.warnings():
+        print(f"  warning: {warning}")
+    free = available_memory()
+    if volumes > free:
+        raise InputError(f"the volumes need about {in_units(volumes)}, {in_units(free)} are free; {SMALLER_BOX}")
+
+
+def touches_border(mask: np.ndarray) -> bool:
+    """Whether a mask reaches a face of its volume, so that part of the structure may lie outside."""
+    return any(bool(np.moveaxis(mask, axis, 0)[[0, -1]].any()) for axis in range(mask.ndim))
+
+
+def export(members: Sequence[Member], asked: Namespace) -> int:
+    """Write the network of the reported output as ONNX."""
+    if len(members) > 1:
+        raise InputError("--export writes the network of one run; name one with --exp")
+    (member,), path = members, files.repository_path(asked.export)
+    if path.suffix != ".onnx":
+        raise InputError(f"--export {asked.export} must end in .onnx")
+    if path.exists() and not asked.overwrite:
+        raise InputError(f"{path} exists; give --overwrite or another --export")
+    with files.writing(path.parent, "--export"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {**member.settings(), "tta": asked.tta, "threshold": THRESHOLD, "notice": NOTICE}
+    difference = export_onnx(member.predictor, member.options.patch_size, metadata, path)
+    print(f"{path}: opset {OPSET}; on a random patch onnxruntime differs from PyTorch by {difference:.1e} at most")
+    return 0

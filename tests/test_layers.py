@@ -1,0 +1,67 @@
+"""No arrow runs up: a file imports from its own room and from rooms below it, and predicting loads no trainer."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from utils.files import REPOSITORY
+
+CODE = REPOSITORY / "code"
+LAYERS = (  # from the top; rooms of one line do not import each other
+    "benchmark",
+    "benchmarks",
+    "reproduce train_dtml test_LA predict prepare_LA prepare_scans make_phantom check_data",
+    "paper",
+    "train",
+    "engine",
+    "inference",
+    "evaluation",
+    "methods",
+    "scans",
+    "dataloaders",
+    "runtime",
+    "options",
+    "networks",
+    "utils",
+)
+LEVEL = {room: -depth for depth, layer in enumerate(LAYERS) for room in layer.split()}
+UP = {"evaluation/tables.py": {"paper"}}  # arrows that still run up
+
+
+def imported(path: Path) -> set[str]:
+    """The rooms that a file names in its import statements, wherever they stand."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module)
+    return {name.partition(".")[0] for name in names} & LEVEL.keys()
+
+
+@pytest.mark.parametrize("room", LEVEL)
+def test_a_room_imports_only_rooms_below_it(room):
+    files = [CODE / f"{room}.py"] if (CODE / f"{room}.py").exists() else sorted((CODE / room).rglob("*.py"))
+    assert files
+    for path in files:
+        above = {other for other in imported(path) if other != room and LEVEL[other] >= LEVEL[room]}
+        assert above <= UP.get(str(path.relative_to(CODE)), set()), path
+
+
+def test_every_file_has_its_place():
+    assert {path.relative_to(CODE).parts[0].removesuffix(".py") for path in CODE.rglob("*.py")} == LEVEL.keys()
+
+
+def loaded(statements: str) -> set[str]:
+    """The modules that a fresh interpreter holds after some statements."""
+    code = f"import sys\nsys.path.insert(0, {str(CODE)!r})\n{statements}\nprint(*sys.modules)"
+    return set(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split())
+
+
+def test_predicting_loads_no_trainer_and_its_help_no_pytorch():
+    whole = loaded("import predict, inference.segmenting")
+    assert "torch" in whole and not whole & {"engine", "train", "tensorboard", "torch.utils.tensorboard"}
+    assert "torch" not in loaded("import predict\ntry: predict.main(['--help'])\nexcept SystemExit: pass")
