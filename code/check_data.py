@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from dataloaders.case_files import find_faults, has_label, read_label, read_shape, read_spacing, same_scans, scan_list
 from options.flags import HelpFormatter, add_path_options, list_paths
+from options.types import PathHere
 from utils.errors import run_script
 from utils.files import repository_path
 
@@ -20,7 +21,9 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
     add_path_options(parser)
     parser.add_argument("--labelnum", type=int, default=16, help="first cases of the training list that need a label")
-    parser.add_argument("--labeled_list", help="file of the cases that need one, instead of the first --labelnum")
+    parser.add_argument(
+        "--labeled_list", action=PathHere, help="file of the cases that need one, instead of the first --labelnum"
+    )
     return parser.parse_args(argv)
 
 

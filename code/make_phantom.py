@@ -19,6 +19,7 @@ from tqdm import tqdm
 from dataloaders.case_files import SPACING_KEY, case_path, write_case, write_list
 from evaluation.metrics import largest_component
 from options.flags import LISTS, HelpFormatter
+from options.types import PathHere
 from utils.errors import InputError, run_script
 from utils.files import repository_path
 
@@ -225,7 +226,7 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
     add = parser.add_argument
-    add("--dest", default="data/phantom", help="folder to write; a relative one starts at the repository")
+    add("--dest", action=PathHere, default="data/phantom", help="folder to write")
     add("--train", type=int, default=24, help="training cases, labeled and unlabeled together")
     add("--test", type=int, default=6, help="test cases")
     add("--seed", type=int, default=2021, help="number that all arrays follow from")

@@ -18,6 +18,7 @@ from typing import Any
 from options import flags
 from options.parser import Parser
 from options.parsing import of_training
+from options.types import PathHere
 from utils.errors import InputError, run_script
 
 
@@ -31,15 +32,16 @@ def make_parser() -> Parser:
     )
     run = parser.add_argument_group("run")
     run.add_argument("--exp", nargs="+", required=True, metavar="NAME", help="run to use; of several, the mean")
-    run.add_argument("--model_path", default="model", help="folder of all runs")
+    run.add_argument("--model_path", action=PathHere, default="model", help="folder of all runs")
     run.add_argument("--weights", choices=("last", "best_val"), default="last", help="checkpoint to use")
     scans = parser.add_argument_group("scans")
     scans.add_argument(
         "--input",
+        action=PathHere,
         metavar="SCAN",
         help="a scan (.nii.gz, .nrrd, .mha, DICOM folder), a folder of them, or a data folder of prepared HDF5 cases",
     )
-    scans.add_argument("--output", metavar="DIR", help="folder to write; made if needed")
+    scans.add_argument("--output", action=PathHere, metavar="DIR", help="folder to write; made if needed")
     scans.add_argument(
         "--roi",
         default="full",
@@ -82,6 +84,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument_group("export").add_argument(
         "--export",
+        action=PathHere,
         metavar="FILE.onnx",
         help="write the network of the output as ONNX (opset 18), preprocessing and window as metadata; no scan needed",
     )

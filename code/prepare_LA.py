@@ -14,6 +14,7 @@ import numpy as np
 
 from dataloaders.case_files import DEST, read_list, write_list
 from options.flags import LISTS, OFFICIAL, HelpFormatter
+from options.types import PathHere
 from scans.prepare import Outcome, RawCase, Recipe, prepare_folder, report
 from scans.preprocess import Preprocessing
 from scans.region import Box, central
@@ -31,8 +32,13 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
     add = parser.add_argument
-    add("--source", required=True, help=f"folder of the challenge's case folders, each with {IMAGE} and {LABEL}")
-    add("--dest", default="data/LA", help="folder to write; a relative one starts at the repository")
+    add(
+        "--source",
+        action=PathHere,
+        required=True,
+        help=f"folder of the challenge's case folders, each with {IMAGE} and {LABEL}",
+    )
+    add("--dest", action=PathHere, default="data/LA", help="folder to write")
     add(
         "--crop",
         choices=("label", "center", "none"),

@@ -19,6 +19,7 @@ import numpy as np
 
 from dataloaders.case_files import DEST, is_name, read_list, write_list
 from options.flags import LISTS, MIN_PATCH, HelpFormatter
+from options.types import PathHere
 from scans.files import GRID_TOLERANCE, case_id, find_scans
 from scans.prepare import Outcome, RawCase, Recipe, prepare_folder, report
 from scans.preprocess import NORMALISATIONS, Preprocessing
@@ -39,13 +40,16 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     scans = parser.add_argument_group("scans").add_argument
     scans(
         "--images",
+        action=PathHere,
         required=True,
         help="folder of scans (files, or sub-folders of one DICOM series each); a folder of nnU-Net or the Decathlon, "
         "with imagesTr and labelsTr; or a CSV file with the column image and, optionally, label, id and split (train "
         "or test), whose paths start at its own folder",
     )
-    scans("--labels", help="folder of the labels, named like their scans (default: the CSV's, or none)")
-    scans("--dest", required=True, help="folder to write; a relative one starts at the repository")
+    scans(
+        "--labels", action=PathHere, help="folder of the labels, named like their scans (default: the CSV's, or none)"
+    )
+    scans("--dest", action=PathHere, required=True, help="folder to write")
     scans("--foreground", type=values, metavar="V,V", help="label values that are foreground (default: all but 0)")
     scans(
         "--grid_tolerance",

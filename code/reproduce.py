@@ -18,6 +18,7 @@ from pathlib import Path
 
 from options.flags import HelpFormatter
 from options.presets import PRESETS
+from options.types import PathHere
 from paper.figure2 import load_case, write_figure
 from paper.jobs import Job, Scores, kept_scores, read_json, what_is_left
 from paper.plan import plan, systems_of
@@ -60,8 +61,10 @@ def parse_options(argv: Sequence[str] | None = None) -> tuple[Namespace, list[st
         help="work on these rows alone (default: all of the target); figure2 draws them beside V-Net and DTML. "
         f"There are: {', '.join(SYSTEMS)}",
     )
-    parser.add_argument("--model_path", default="model/reproduce", help="folder of the runs")
-    parser.add_argument("--out", default="docs/results", help="folder of tables, figures and kept scores")
+    parser.add_argument("--model_path", action=PathHere, default="model/reproduce", help="folder of the runs")
+    parser.add_argument(
+        "--out", action=PathHere, default="docs/results", help="folder of tables, figures and kept scores"
+    )
     parser.add_argument("--cases", nargs="+", metavar="ID", help="cases of figure2 (default: best, median, worst)")
     parser.add_argument("--tables_only", action="store_true", help="write what can be written now, train nothing")
     parser.add_argument(

@@ -36,7 +36,7 @@ from options import flags
 from options.parser import Parser
 from options.parsing import of_training
 from options.presets import COMPAT
-from options.types import at_least
+from options.types import PathHere, at_least
 from paper.block import paper_block
 from paper.jobs import read_scores
 from runtime import runs
@@ -61,7 +61,7 @@ def make_parser() -> Parser:
         example="python code/test_LA.py --exp my_run --gpu 0",
     )
     parser.add_argument("--exp", nargs="+", required=True, metavar="NAME", help="run to score; several are compared")
-    parser.add_argument("--model_path", default="model", help="folder of all runs")
+    parser.add_argument("--model_path", action=PathHere, default="model", help="folder of all runs")
     parser.add_argument(
         "--weights",
         type=_weights,

@@ -1,10 +1,12 @@
 """The prediction command: masks lie over their scans, what a run folder alone decides, what is refused."""
 
 import csv
+import errno
 import fcntl
 import json
 import os
 import re
+import shlex
 import shutil
 import threading
 from argparse import Namespace
@@ -144,6 +146,7 @@ def load(path: Path) -> np.ndarray:
 
 def refused(capsys, *argv: str) -> str:
     """The one line on stderr of a command that ends with status 2."""
+    capsys.readouterr()
     with pytest.raises(SystemExit) as end:
         run_script(lambda: predict.main([*argv, "--device", "cpu"]))
     error = capsys.readouterr().err
@@ -531,6 +534,46 @@ def test_two_commands_share_a_folder(make_run, tmp_path, monkeypatch):
     os.close(handle)
     writer.join(10)
     assert "d" in both[0].rows()
+
+
+def test_names_that_a_system_cannot_hold_or_spells_otherwise(make_run, tmp_path, capsys):
+    """A mask's name is longer than its scan's; macOS writes an accent as a character of its own."""
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    write(scans / "ok.nii.gz", blob(), affine(0)), write(scans / "Mu\u0308ller.nrrd", blob(), affine(0))
+    (scans / ("x" * 251 + ".nii")).write_bytes(nib.Nifti1Image(blob(), affine(0)).to_bytes())
+    rows = rows_of(run(make_run(), scans, out, status=1))
+    assert {case for case, row in rows.items() if not row["error"]} == {"ok", "M\xfcller"}
+    assert "--output" in rows["x" * 251]["error"]
+    write(scans / "M\xfcller.nii.gz", blob(), affine(0))
+    argv = ["--exp", "a", "--model_path", str(tmp_path / "model"), "--input", str(scans), "--output", str(out)]
+    assert "--input" in refused(capsys, *argv, "--resume")
+
+
+@pytest.mark.parametrize("where", ["read only", "a file"])
+def test_an_output_that_cannot_be_written_is_said_before_the_work(make_run, tmp_path, capsys, monkeypatch, where):
+    scan, out, folder = write(tmp_path / "heart.nii.gz", blob(), affine(0)), tmp_path / "out", make_run()
+
+    def read_only(*args, **kwargs):  # for root, a folder without the right to write is one like any other
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    if where == "read only":
+        out.mkdir()
+        monkeypatch.setattr(files.tempfile, "mkstemp", read_only)
+    else:
+        out.touch()
+    argv = ["--exp", folder.name, "--model_path", str(folder.parent), "--input", str(scan)]
+    error = refused(capsys, *argv, "--output", str(out))
+    assert "--output" in error and "--model_path" not in error
+
+
+def test_it_ends_with_paths_that_work_from_the_current_folder(make_run, tmp_path, capsys, monkeypatch):
+    write(tmp_path / "my scans" / "heart.nii.gz", blob(), affine(0)), make_run()
+    monkeypatch.chdir(tmp_path)
+    flags = "--exp a --model_path model --output out --device cpu --input".split()
+    assert predict.main([*flags, "my scans"]) == 0
+    said = [word for line in capsys.readouterr().out.splitlines()[-3:] for word in shlex.split(line)]
+    paths = ("out", "out/predictions.csv", "my scans/heart.nii.gz", "out/heart.nii.gz")
+    assert all(path in said and Path(path).exists() for path in paths)
 
 
 # --- what is said

@@ -50,9 +50,14 @@ def find_inputs(path: Path) -> dict[str, Path]:
     return found
 
 
+def is_raw(path: Path) -> bool:
+    """Whether an input is a scan as scanners and viewers know it, and no case that was prepared for training."""
+    return path.name != case_files.CASE_FILE
+
+
 def read_input(path: Path) -> tuple[Scan, Preprocessing | None]:
     """A scan, and how it is prepared already: None for a raw one. No label is read."""
-    if path.name != case_files.CASE_FILE:
+    if is_raw(path):
         return read_scan(path), None
     root, case = path.parent.parent, path.parent.name
     scan = Scan(case_files.read_image(root, case), affine_ras(*case_files.read_geometry(root, case)))

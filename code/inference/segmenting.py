@@ -14,7 +14,7 @@ from dataloaders.store import available_memory
 from evaluation.metrics import largest_component
 from inference.ensemble import PROB, SDM, Member, load_member
 from inference.onnx_export import OPSET, export_onnx
-from inference.plan import Plan, by, find_inputs
+from inference.plan import Plan, by, find_inputs, is_raw
 from inference.predictions import Predictions
 from inference.progress import Progress, in_units
 from inference.windows import THRESHOLD
@@ -66,11 +66,19 @@ def segment_all(members: Sequence[Member], asked: Namespace) -> int:
             failed.append(case)
             print(f"error: {error}", file=sys.stderr)
         predictions.add(case, file=str(scans[case]), **row)
-    print(f"{len(scans) - len(failed)} of {len(scans)} scans segmented: {folder / runs.PREDICTIONS_CSV}")
+    print(f"{len(scans) - len(failed)} of {len(scans)} scans segmented: {files.shown(folder)}")
+    print(f"volumes and remarks: {files.shown(folder / runs.PREDICTIONS_CSV)}")
     if failed:
-        names = ", ".join(failed)
-        print(f"error: {len(failed)} of {len(scans)} scans failed ({names}); see the column error", file=sys.stderr)
-    return FAILED if failed else 0
+        print(
+            f"error: {len(failed)} of {len(scans)} scans failed ({', '.join(failed)}); see the column error, and give "
+            "the same command with --resume once that is fixed",
+            file=sys.stderr,
+        )
+        return FAILED
+    case = next(iter(scans))
+    if is_raw(scans[case]):
+        print(f"to look at one: itksnap -g {files.shown(scans[case])} -s {files.shown(outputs[case]['mask'])}")
+    return 0
 
 
 def on_device(members: Sequence[Member]) -> torch.device:
@@ -162,5 +170,8 @@ def export(members: Sequence[Member], asked: Namespace) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {**member.settings(), "tta": asked.tta, "threshold": THRESHOLD, "notice": NOTICE}
     difference = export_onnx(member.predictor, member.options.patch_size, metadata, path)
-    print(f"{path}: opset {OPSET}; on a random patch onnxruntime differs from PyTorch by {difference:.1e} at most")
+    print(
+        f"{files.shown(path)}: opset {OPSET}; on a random patch onnxruntime differs from PyTorch by "
+        f"{difference:.1e} at most"
+    )
     return 0

@@ -8,7 +8,7 @@ from typing import Any
 
 from options.parser import HelpFormatter  # noqa: F401  for commands that build a parser of their own
 from options.presets import COMPAT, PRESETS
-from options.types import at_least, between, positive, share
+from options.types import PathHere, PathsHere, at_least, between, positive, share
 from utils.files import REPOSITORY, repository_path
 from utils.schedules import RAMP_UNIT
 
@@ -29,15 +29,19 @@ LESS_WINDOW = "lower --window_batch or give --window patch"  # against a lack of
 def add_path_options(parser: ArgumentParser) -> None:
     """Where the scans and their lists are."""
     group = parser.add_argument_group("scans")
-    group.add_argument("--root_path", default="data/LA", help="folder of the cases, <root_path>/<case>/mri_norm2.h5")
+    group.add_argument(
+        "--root_path", action=PathHere, default="data/LA", help="folder of the cases, <root_path>/<case>/mri_norm2.h5"
+    )
     group.add_argument(
         "--split",
         choices=("official", "dev"),
         default="official",
         help="pair of lists in --root_path: train.list and test.list, or dev_train.list and dev_test.list",
     )
-    group.add_argument("--train_list", help="file of training case ids, labeled first (default: that of --split)")
-    group.add_argument("--test_list", help="file of test case ids (default: that of --split)")
+    group.add_argument(
+        "--train_list", action=PathHere, help="file of training case ids, labeled first (default: that of --split)"
+    )
+    group.add_argument("--test_list", action=PathHere, help="file of test case ids (default: that of --split)")
 
 
 def add_data_options(parser: ArgumentParser) -> None:
@@ -46,7 +50,9 @@ def add_data_options(parser: ArgumentParser) -> None:
     group.add_argument(
         "--labelnum", type=at_least(1), default=16, help="labeled cases: the first so many of the training list"
     )
-    group.add_argument("--labeled_list", help="file of the labeled case ids, instead of the first --labelnum")
+    group.add_argument(
+        "--labeled_list", action=PathHere, help="file of the labeled case ids, instead of the first --labelnum"
+    )
     group.add_argument(
         "--unlabelnum",
         type=at_least(0),
@@ -116,6 +122,7 @@ def add_training_options(parser: ArgumentParser) -> None:
     )
     network.add_argument(
         "--pretrained",
+        action=PathsHere,
         help="start from weights published by UA-MT, SASSNet, DTC or DTML (.pth; two files separated by a comma "
         "for a method of two networks)",
     )
@@ -185,7 +192,7 @@ def add_consistency_options(parser: ArgumentParser) -> None:
 def add_run_options(parser: ArgumentParser) -> None:
     """Where a run is written, and what it does besides training."""
     run = parser.add_argument_group("run")
-    run.add_argument("--model_path", default="model", help="folder of all runs")
+    run.add_argument("--model_path", action=PathHere, default="model", help="folder of all runs")
     run.add_argument("--exp", help="name of the run (default: from method, preset, labels and seed)")
     run.add_argument(
         "--resume",

@@ -5,9 +5,35 @@ group.add_argument("--con_scale", type=at_least(0.0), default=1.0, help="factor 
 group.add_argument("--gamma", type=share, default=0.5, help="confidence above which a voxel is trusted")
 """
 
+import argparse
 import math
-from argparse import ArgumentTypeError
+import os
+from argparse import ArgumentTypeError, Namespace
 from dataclasses import dataclass
+from typing import Any
+
+from utils.files import from_here
+
+
+class PathHere(argparse.Action):
+    """A path that starts at the current folder when it is given; a default starts at the repository."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Namespace, value: Any, flag: Any = None) -> None:
+        setattr(namespace, self.dest, self.meant(value))
+
+    def meant(self, text: str) -> str:
+        """The path as options hold it."""
+        return from_here(text)
+
+
+class PathsHere(PathHere):
+    """One path, or several with commas between."""
+
+    def meant(self, text: str) -> str:
+        """The paths as options hold them; a name may hold a comma itself."""
+        return (
+            from_here(text) if os.path.exists(text) else ",".join(from_here(part.strip()) for part in text.split(","))
+        )
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def systems_of(options: Namespace) -> list[System]:
 def make_job(system: System, seed: int, options: Namespace, handed_on: Sequence[str]) -> Job:
     """One row at one seed. A row's own flags come last: what makes it this row is not overruled."""
     flags = ["--method", system.method, "--preset", options.preset, "--split", options.split, "--seed", str(seed)]
-    flags += ["--model_path", options.model_path, *handed_on, *system.flags]
+    flags += ["--model_path", str(repository_path(options.model_path)), *handed_on, *system.flags]
     flags += ["--keep_checkpoints"] if options.optimistic_best_on_test else []
     if system.all_labeled:
         lists = list_paths(training_options([*flags, "--labelnum", "1"]))

@@ -1,5 +1,6 @@
 """One way to tell a user what is wrong: a sentence on stderr and a non-zero exit, never a traceback."""
 
+import io
 import sys
 from collections.abc import Callable
 
@@ -19,6 +20,9 @@ class InputError(Exception):
 
 def run_script(main: Callable[[], int | None]) -> None:
     """Call a script's `main`; bad input, a full disk and Ctrl-C become one line on stderr and an exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may lack the letters of a file's name
     try:
         status = main()
     except InputError as error:

@@ -1,8 +1,10 @@
 """Files that are written whole or not at all, and paths as the flags mean them."""
 
 import contextlib
+import errno
 import json
 import os
+import shlex
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +15,27 @@ from utils.errors import InputError
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
+PARTIAL = ".partial"  # end of the name of a file that is still being written
+NAME_SHOWN = 40  # letters of the name of a file in that of its partial one, which systems limit
+
+
+def from_here(path: str) -> str:
+    """A path that a user typed, relative to the current folder, as options hold it: within the repository relative to
+    that, so that a run can be copied with it; else absolute.
+    """
+    absolute = Path(os.path.abspath(path))
+    return str(absolute.relative_to(REPOSITORY) if absolute.is_relative_to(REPOSITORY) else absolute)
+
+
 def repository_path(path: str | Path) -> Path:
-    """A path as the flags mean it: relative ones start at the repository, not at the current folder."""
+    """A path that options hold: relative ones, such as the defaults, start at the repository."""
     return REPOSITORY / path
 
 
-PARTIAL = ".partial"  # end of the name of a file that is still being written
+def shown(path: Path) -> str:
+    """A path as it can be typed: relative to the current folder for what lies in it, quoted for a shell."""
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
 @contextlib.contextmanager
@@ -27,14 +44,16 @@ def writing(path: Path, flag: str = "--model_path") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; make room or see {flag}") from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = f"make room, or give another {flag}" if full else f"give another {flag}"
+        raise InputError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
 
 
 @contextlib.contextmanager
 def atomic(path: Path, flag: str = "--model_path") -> Iterator[Path]:
     """A temporary path beside `path` that takes its place once everything is on the disk, or vanishes."""
     with writing(path, flag):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:NAME_SHOWN]}.", suffix=PARTIAL)
         os.close(handle)
         temporary = Path(name)
         try:

@@ -1,10 +1,11 @@
 """Types of flags: what they take, what they refuse."""
 
-from argparse import ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError
 
 import pytest
 
-from options.types import at_least, between, number, positive, share
+from options.types import PathHere, PathsHere, at_least, between, number, positive, share
+from utils.files import REPOSITORY, repository_path, shown
 
 
 @pytest.mark.parametrize(
@@ -27,3 +28,22 @@ def test_bounds(kind, taken, refused):
 
 def test_whole_numbers_stay_whole():
     assert isinstance(at_least(1)("2"), int) and isinstance(at_least(1.0)("2"), float)
+
+
+def test_paths_start_at_the_current_folder_and_defaults_at_the_repository(tmp_path, monkeypatch):
+    parser = ArgumentParser()
+    parser.add_argument("--model_path", action=PathHere, default="model")
+    parser.add_argument("--pretrained", action=PathsHere)
+
+    def parsed(*argv: str) -> list[str]:
+        return list(vars(parser.parse_args(argv)).values())
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c,d").touch()
+    assert parsed() == ["model", None] and repository_path(parsed()[0]) == REPOSITORY / "model"
+    assert parsed("--model_path", "../x/") == [str(tmp_path.parent / "x"), None]
+    assert parsed("--pretrained", "a, /b") == ["model", f"{tmp_path / 'a'},/b"]
+    assert parsed("--pretrained", "c,d") == ["model", str(tmp_path / "c,d")]
+    assert (shown(tmp_path / "a b"), shown(REPOSITORY)) == ("'a b'", str(REPOSITORY))
+    monkeypatch.chdir(REPOSITORY / "docs")
+    assert parsed("--model_path", "../model/mine") == ["model/mine", None]  # as a copied repository needs it

@@ -1,7 +1,9 @@
 """What a script prints, and the status it ends with, when something is wrong."""
 
 import errno
+import io
 import re
+import sys
 
 import pytest
 from torch._utils import ExceptionWrapper
@@ -47,6 +49,14 @@ def test_a_full_disk_is_one_line_that_names_the_file(capsys):
     assert ends_with(fails_with(OSError(errno.ENOSPC, "No space left on device", "/x/y.csv"))) == BAD_INPUT
     error = capsys.readouterr().err
     assert error.startswith("error: /x/y.csv: No space left on device; make room") and error.count("\n") == 1
+
+
+def test_a_name_that_the_console_cannot_show_ends_nothing(monkeypatch):
+    console = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", console)
+    assert ends_with(lambda: print("M\xfcller.nii") or 0) == 0
+    console.flush()
+    assert console.buffer.getvalue() == b"M\\xfcller.nii\n"
 
 
 def test_ctrl_c_is_one_line(capsys):
