@@ -54,6 +54,7 @@ def repository(phantom, raw_scans, challenge, tmp_path, monkeypatch) -> Path:
     shutil.copytree(raw_scans, tmp_path / "raw")
     shutil.copytree(challenge, tmp_path / "raw" / "challenge")
     monkeypatch.setattr(files, "REPOSITORY", tmp_path)
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
