@@ -66,8 +66,8 @@ def make_parser() -> Parser:
         "--weights",
         type=_weights,
         default="last",
-        help="checkpoint to score: last, best_val, or iteration_<N> of a run with --keep_checkpoints, whose scores go "
-        "to the folder iteration_<N> of the run",
+        help="checkpoint to score: last, best_val, or iteration_<N> of a run with --keep_checkpoints; the scores of "
+        "the latter two go to a folder of that name in the run",
     )
     parser.add_argument(
         "--skip", nargs="*", choices=("predictions", "figures"), default=[], help="what not to write: NIfTI, pictures"

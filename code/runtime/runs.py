@@ -63,8 +63,8 @@ def kept_checkpoints(folder: Path) -> list[str]:
 
 
 def scores_folder(folder: Path, weights: str) -> Path:
-    """Where scores, predictions and figures go: for `iteration_<N>` a folder of its own within that of the run."""
-    return folder if checkpoint_path(Path(), weights).name in (LAST, BEST_VAL) else folder / weights
+    """Where scores, predictions and figures go: for other weights than `last` a folder of their own in the run's."""
+    return folder if weights_file(weights) == LAST else folder / weights
 
 
 def default_exp(options: Namespace) -> str:

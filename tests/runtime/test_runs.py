@@ -313,3 +313,8 @@ def test_a_flipped_bit_in_the_weights_is_bad_input(old_run):
     assert torch.load(path)["networks"]["w"].ne(1.5).any()  # PyTorch takes it as it is
     with pytest.raises(InputError, match=runs.LAST):
         runs.load_checkpoint(path)
+
+
+def test_the_scores_of_other_weights_do_not_replace_those_of_the_last():
+    folders = {weights: runs.scores_folder(Path("a"), weights) for weights in ("last", "best_val", "iteration_7")}
+    assert folders == {"last": Path("a"), "best_val": Path("a/best_val"), "iteration_7": Path("a/iteration_7")}
