@@ -14,7 +14,6 @@ from torch import nn
 
 from networks.vnet import STRIDE
 from utils import files
-from utils.errors import InputError
 
 OPSET = 18
 INPUT, OUTPUT = "image", "prob"
@@ -30,6 +29,8 @@ def export_onnx(network: nn.Module, patch: Sequence[int], metadata: dict[str, An
     Args: metadata, plain values, stored in the file as JSON under their names.
     Returns: the largest difference between onnxruntime and PyTorch on one random patch.
     """
+    import onnxscript  # noqa: F401  PyTorch would say in its own words that it is missing
+
     network.eval()
     with files.atomic(path, "--export") as temporary:
         program = _exported(network, patch)
@@ -45,27 +46,22 @@ def _exported(network: nn.Module, patch: Sequence[int]) -> Any:
     else:
         sizes = [STRIDE * torch.export.Dim(name) for name in ("w", "h", "d")]
         example, free = torch.zeros(TRACED), {0: batch, 2: sizes[0], 3: sizes[1], 4: sizes[2]}
-    try:
-        with _quiet():
-            return torch.onnx.export(
-                network,
-                (example,),
-                dynamo=True,
-                dynamic_shapes=(free,),
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                opset_version=OPSET,
-                verbose=False,
-            )
-    except ImportError as error:
-        raise InputError(f"--export needs onnx and onnxscript ({error}): pip install -r requirements.txt") from None
+    with _quiet():
+        return torch.onnx.export(
+            network,
+            (example,),
+            dynamo=True,
+            dynamic_shapes=(free,),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            opset_version=OPSET,
+            verbose=False,
+        )
 
 
 def _difference(network: nn.Module, patch: Sequence[int], path: Path) -> float:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise InputError("--export checks its file with onnxruntime: pip install -r requirements.txt") from None
+    import onnxruntime
+
     image = torch.randn((1, 1, *patch), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = network(image).numpy()

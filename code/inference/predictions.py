@@ -45,26 +45,18 @@ class Predictions:
                 raise InputError(f"{path} would be written for two scans; rename one of them")
             if path.resolve() in scans or self.folder.resolve() in scans:
                 raise InputError(f"{path} would overwrite a scan; give another --output")
-        self._check_free(outputs)  # before the folder is touched
         with files.writing(self.folder, OUTPUT):
             self.folder.mkdir(parents=True, exist_ok=True)
         with self._locked():
-            self._check_free(outputs)
             if self._overwrite:
-                with files.writing(self.csv, OUTPUT):
-                    self.csv.unlink(missing_ok=True)
-            files.write_json(self._json, self._settings, OUTPUT)
-
-    def _check_free(self, outputs: Iterable[Path]) -> None:
-        if self._overwrite:
-            return
-        if self._resume:
-            if self.csv.exists():
+                self.csv.unlink(missing_ok=True)
+            elif self._resume and (self.csv.exists() or self._json.exists()):
                 self._require_settings()
-            return
-        for path in (self.csv, self._json, *outputs):
-            if os.path.exists(path):  # unlike Path.exists, it takes names that are too long for the system
-                raise InputError(f"{path} exists; give --resume, --overwrite or another --output")
+            elif not self._resume:
+                for path in (self.csv, self._json, *outputs):
+                    if os.path.exists(path):  # unlike Path.exists, it takes names that are too long for the system
+                        raise InputError(f"{path} exists; give --resume, --overwrite or another --output")
+            files.write_json(self._json, self._settings, OUTPUT)
 
     def _require_settings(self) -> None:
         try:
@@ -75,7 +67,7 @@ class Predictions:
         if others := [name for name in names if made_with.get(name) != self._settings.get(name)]:
             raise InputError(
                 f"the predictions in {self.folder} were made with other settings ({', '.join(others)}: see "
-                f"{runs.PREDICTIONS_JSON}); give these, --overwrite or another --output"
+                f"{self._json.name}); give these, --overwrite or another --output"
             )
 
     def rows(self) -> dict[str, dict[str, str]]:
