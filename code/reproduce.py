@@ -1,58 +1,43 @@
-"""Reproduce a table or figure of the paper: every row trained, tested and set beside the printed numbers.
+"""Reproduce a table or figure of the paper: every row trained, tested and set beside the printed metrics.
 
 What is missing is trained, what was interrupted is resumed, what is done is left alone: a row is done when its
-scores, from the same options, are kept in <out>/runs. Stop at any time; the same command continues. Several copies
-may run at once and share the work. Flags that are not listed here go to train.py, for every row.
+scores, from the same options, are in <out>/runs. Stop at any time; the same command continues. Several copies
+may run at once and share the work. Flags that are not listed here go to train.py, for every row. The printed metrics
+appear only where the lists are the official ones of the left atrium.
 """
 
-import fcntl
 import shlex
-import shutil
-import signal
-import subprocess
 import sys
-from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from argparse import Namespace
+from collections.abc import Sequence
 
-from options.flags import HelpFormatter
+from options.parser import Parser
 from options.presets import PRESETS
 from options.types import PathHere
-from paper.figure2 import load_case, write_figure
-from paper.jobs import Job, Scores, kept_scores, read_json, what_is_left
-from paper.plan import plan, systems_of
-from paper.systems import FIGURE, SYSTEMS, TABLES
-from paper.tables import paired_report, write_table
-from runtime import runs
-from runtime.journal import read_curves
-from utils import files
+from paper.systems import SYSTEMS, TABLES
 from utils.errors import INTERRUPTED, InputError, run_script
-from utils.files import repository_path
 
-CODE = Path(__file__).resolve().parent
-CRITIC_LOSSES = "loss/critic"  # how those of the adversarial methods begin: another player's objective
-KEPT = (runs.OPTIONS, runs.CURVES, runs.METRICS_CSV, runs.METRICS_JSON)  # of a run; the last one says: done
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-STOPPED = {128 + number for number in STOP_SIGNALS} | {-number for number in STOP_SIGNALS}  # as a child's status
 TARGETS = (*TABLES, "figure2", "curves", "all", "paired")
 
 
 def parse_options(argv: Sequence[str] | None = None) -> tuple[Namespace, list[str]]:
-    """The flags, and those that are handed on to every training."""
-    parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
-    parser.add_argument(
+    """The flags, and those that are handed on to every training run."""
+    parser = Parser(
+        usage="%(prog)s TARGET [flags] [flags of train.py]",
+        description=__doc__,
+        example="python code/reproduce.py table3 --seeds 1337 1338 1339 --gpu 0",
+    )
+    add = parser.add_argument
+    add(
         "target",
         choices=TARGETS,
         help="what to reproduce; curves: the training loss of the rows; all: tables, figure 2, curves; "
-        "paired: per-case statistics between two rows of --only",
+        "paired: per-case statistics between two rows of --only that are done",
     )
-    parser.add_argument("--preset", choices=tuple(PRESETS), default="paper", help="settings of every training")
-    parser.add_argument(
-        "--split", choices=("official", "dev"), default="official", help="lists of the challenge, or dev_*.list"
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1337], help="seeds of every row")
-    parser.add_argument(
+    add("--preset", choices=tuple(PRESETS), default="paper", help="settings of every training run")
+    add("--split", choices=("official", "dev"), help="lists of the data folder, or its dev_*.list (default: official)")
+    add("--seeds", type=int, nargs="+", default=[1337], help="seeds of every row")
+    add(
         "--only",
         nargs="+",
         choices=tuple(SYSTEMS),
@@ -61,18 +46,16 @@ def parse_options(argv: Sequence[str] | None = None) -> tuple[Namespace, list[st
         help="work on these rows alone (default: all of the target); figure2 draws them beside V-Net and DTML. "
         f"There are: {', '.join(SYSTEMS)}",
     )
-    parser.add_argument("--model_path", action=PathHere, default="model/reproduce", help="folder of the runs")
-    parser.add_argument(
-        "--out", action=PathHere, default="docs/results", help="folder of tables, figures and kept scores"
-    )
-    parser.add_argument("--cases", nargs="+", metavar="ID", help="cases of figure2 (default: best, median, worst)")
-    parser.add_argument("--tables_only", action="store_true", help="write what can be written now, train nothing")
-    parser.add_argument(
+    add("--model_path", action=PathHere, default="model/reproduce", help="folder of the runs")
+    add("--out", action=PathHere, default="model/reproduce", help="folder of tables, figures and scores")
+    add("--cases", nargs="+", metavar="ID", help="cases of figure2 (default: best, median, worst)")
+    add("--tables_only", action="store_true", help="write what can be written now, train nothing")
+    add(
         "--report",
         action="store_true",
         help="write <out>/report.html: the tables, and cases, distributions and curves of each row's first seed",
     )
-    parser.add_argument(
+    add(
         "--optimistic_best_on_test",
         action="store_true",
         help="keep and test every checkpoint, and add a column with the best one ON THE TEST LIST. It is no result: it "
@@ -91,211 +74,18 @@ def parse_options(argv: Sequence[str] | None = None) -> tuple[Namespace, list[st
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, test and write; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
+    options, handed_on = parse_options(argv)
+    from paper.work import (
+        reproduce,
+    )  # PyTorch takes seconds to import, which --help and a typing error need not wait for
+
     try:
-        return reproduce(*parse_options(argv))
+        reproduce(options, handed_on)
     except KeyboardInterrupt:
         command = shlex.join(["python", "code/reproduce.py", *argv])
         print(f"\ninterrupted; the same command continues: {command}", file=sys.stderr)
         return INTERRUPTED
-
-
-def reproduce(options: Namespace, handed_on: Sequence[str]) -> int:
-    """What the command does; an interruption is a KeyboardInterrupt."""
-    systems, optimistic = systems_of(options), options.optimistic_best_on_test
-    jobs, waiting = plan(systems, options, handed_on)
-    then = f"; then {', '.join(system.key for system in waiting)}" if waiting else ""
-    print(f"{options.target}: {what_is_left(jobs, names=True)}{then}", flush=True)
-    failed = [] if options.tables_only else [job.name for job in jobs if not carry_out(job, jobs, optimistic)]
-    if waiting and not options.tables_only:
-        late, waiting = plan(waiting, options, handed_on)
-        late = [job for job in late if job.name not in {job.name for job in jobs}]  # another seed was measured before
-        jobs += late
-        failed += [job.name for job in late if not carry_out(job, jobs, optimistic)]
-        failed += [
-            f"{system.key} (waits for the step times of {' and '.join(system.equal_time)})" for system in waiting
-        ]
-    out = repository_path(options.out)
-    done = {key: [scores for job in jobs if job.row == key and (scores := kept_scores(job))] for key in SYSTEMS}
-    tables = []
-    for table in TABLES:
-        if options.target in (table, "all"):
-            rows = {key: done[key] for key in TABLES[table]}
-            tables.append(write_table(table, rows, out, shlex.join(handed_on), optimistic))
-            print(tables[-1])
-    if options.report and tables:
-        from paper.report import write_tables_report  # plotly takes a second to import
-
-        print(f"report: {write_tables_report(jobs, tables, out)}")
-    if options.target in ("curves", "all"):
-        draw_curves(jobs, out)
-    if options.target == "paired":
-        print(paired_report([tuple(options.only)], done))
-    if failed:
-        raise InputError(f"not finished: {', '.join(failed)}; the reasons are above, the same command tries again")
-    if options.target in ("figure2", "all"):
-        draw_figure(options, jobs, out)
     return 0
-
-
-# --- one row
-
-
-def carry_out(job: Job, jobs: Sequence[Job], optimistic: bool) -> bool:
-    """Train, test and keep a row, unless it is done or another process is at it. False if it failed."""
-    if is_done(job, optimistic):
-        return True
-    device = [f"--{key}={value}" for key in ("device", "gpu") if (value := getattr(job.options, key)) is not None]
-    where = ["--exp", job.name, "--model_path", job.options.model_path]
-    with claim(job.folder) as lock:
-        if lock is None:
-            print(f"\n{job.name}: another process is working on it; left to that one", flush=True)
-            return True
-        if is_done(job, optimistic):  # by another process, since the command began
-            return True
-        print(f"\n{job.name}: {what_is_left(jobs)}", flush=True)
-        try:
-            if kept_scores(job) is None:
-                run_script_of(["train.py", *job.flags, *where, "--resume"], lock)
-                run_script_of(["test_LA.py", *where, *device, "--skip", "figures"], lock)
-                keep(job)
-            if optimistic:
-                keep_best_on_test(job, [*where, *device], lock)
-        except InputError as error:
-            print(f"{job.name}: {error}", file=sys.stderr, flush=True)
-            return False
-    return True
-
-
-def is_done(job: Job, optimistic: bool) -> bool:
-    """Whether scores are kept; also those of every checkpoint if asked for, and if the run has them."""
-    all_tested = not optimistic or (job.kept / runs.BEST_ON_TEST).exists() or not runs.kept_checkpoints(job.folder)
-    return kept_scores(job) is not None and all_tested
-
-
-def keep_best_on_test(job: Job, flags: Sequence[str], lock: int) -> None:
-    """Test every checkpoint of a run and keep the summaries. What is chosen among them is no result."""
-    summaries = {}
-    for weights in runs.kept_checkpoints(job.folder):
-        path = runs.scores_folder(job.folder, weights) / runs.METRICS_JSON
-        if not path.exists():
-            run_script_of(["test_LA.py", *flags, "--weights", weights, "--skip", "predictions", "figures"], lock)
-        summaries[weights] = read_json(path)["summary"]
-    files.write_json(job.kept / runs.BEST_ON_TEST, summaries)
-
-
-@contextmanager
-def claim(folder: Path) -> Iterator[int | None]:
-    """The right to work on a run, as an open lock file; None where another process has it.
-
-    The lock is inherited by the scripts that do the work, so that it ends with the last of them, however they end.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.parent / f".{folder.name}.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-        else:
-            yield lock.fileno()
-
-
-def run_script_of(command: Sequence[str], lock: int) -> None:
-    """Run a script of this folder as a process of its own, so that its peak memory is its own.
-
-    A signal that ends this process is passed on, once: the script saves what it has, then comes KeyboardInterrupt.
-    """
-    received, children = [], []
-
-    def pass_on(number, frame):
-        received.append(number)
-        for child in children:
-            child.terminate()
-
-    heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # not under nohup
-    handlers = {number: signal.signal(number, pass_on) for number in heeded}
-    try:
-        call = [sys.executable, str(CODE / command[0]), *command[1:]]
-        children.append(subprocess.Popen(call, pass_fds=[lock], process_group=0))  # no Ctrl-C but that passed on
-        if received:
-            children[0].terminate()
-        status = children[0].wait()
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    if received or status in STOPPED:
-        raise KeyboardInterrupt
-    if status:
-        raise InputError(f"`{shlex.join(['python', f'code/{command[0]}', *command[1:]])}` ended with status {status}")
-
-
-def keep(job: Job) -> None:
-    """Copy what a table and a reader need from the run folder; the scores last, for they say that all is there."""
-    job.kept.mkdir(parents=True, exist_ok=True)
-    for name in KEPT:
-        with files.atomic(job.kept / name) as temporary:
-            shutil.copyfile(job.folder / name, temporary)
-
-
-def draw_curves(jobs: Sequence[Job], out: Path) -> None:
-    """Write <out>/curves.png: the training loss, all terms together, of each row's first seed that is done."""
-    from evaluation.figures import curves_figure  # matplotlib takes a second to import
-
-    series = {}
-    for job in jobs:
-        name = SYSTEMS[job.row].title(job.options)
-        if kept_scores(job) is not None and name not in series:
-            series[name] = []
-            for row in read_curves(job.kept):
-                losses = [v for k, v in row.items() if k.startswith("loss/") and not k.startswith(CRITIC_LOSSES)]
-                if losses:
-                    series[name].append((row["iteration"], sum(losses)))
-    curves_figure(series, out / "curves.png", "Training loss, all terms but the critics'", "loss")
-    print("written:", out / "curves.png")
-
-
-# --- figure 2
-
-
-def draw_figure(options: Namespace, jobs: Sequence[Job], out: Path) -> None:
-    """Write <out>/figure2.png and .pdf from the predictions of the first seed."""
-    first = {job.row: job for job in jobs if job.options.seed == options.seeds[0]}
-    rows = [row for row in dict.fromkeys((*FIGURE, *options.only)) if row in first]
-    if lacking := [row for row in rows if not (first[row].folder / runs.METRICS_JSON).exists()]:
-        raise InputError(
-            f"figure2 needs the predictions of {', '.join(lacking)}, and there are none in {first[lacking[0]].folder}; "
-            "they are not among the kept results: name the folder of the runs with --model_path, or run these rows "
-            "(again, with another --out)"
-        )
-    scores = {row: reported_scores(read_json(first[row].folder / runs.METRICS_JSON)) for row in rows}
-    titles = choose_cases(options.cases, scores[FIGURE[-1] if FIGURE[-1] in rows else rows[-1]])
-    cases = []
-    for case, title in titles.items():
-        files, captions = {}, {}
-        for row in rows:
-            trained = first[row].options
-            name = SYSTEMS[row].title(trained)
-            files[name] = first[row].folder / runs.PREDICTIONS / f"{case}.nii.gz"
-            dice, hd95 = (scores[row][case][metric] for metric in ("dice", "hd95_vox"))
-            captions[name] = f"Dice {100 * dice:.1f} %, 95HD {'-' if hd95 is None else f'{hd95:.1f}'} vox"
-        cases.append(load_case(repository_path(trained.root_path), case, files, title, captions))
-    print("written:", ", ".join(map(str, write_figure(cases, out / "figure2"))))
-
-
-def reported_scores(scores: Scores) -> dict[str, dict]:
-    """Case id -> scores of the prediction that was written."""
-    kind = scores["reported"]["head"], scores["reported"]["post"]
-    return {case["case"]: case for case in scores["cases"] if (case["head"], case["post"]) == kind}
-
-
-def choose_cases(asked: Sequence[str] | None, scores: dict[str, dict]) -> dict[str, str]:
-    """Case id -> title: those asked for, or the best, median and worst in Dice."""
-    if unknown := [case for case in asked or () if case not in scores]:
-        raise InputError(f"--cases {unknown[0]} is no test case; there are: {', '.join(sorted(scores))}")
-    if asked:
-        return {case: case for case in asked}
-    order = sorted(scores, key=lambda case: scores[case]["dice"], reverse=True)
-    named = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
-    return {case: f"{name}  {case}" for name, case in named.items()}
 
 
 if __name__ == "__main__":

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
-import reproduce
 import test_LA
 import train
 from dataloaders.case_files import read_label
+from options.flags import OFFICIAL
+from paper import work
 from paper.plan import plan, systems_of
 from paper.systems import SYSTEMS, TABLES
-from reproduce import choose_cases, claim, main, parse_options, run_script_of
+from paper.work import choose_cases, claim, run_script_of
+from reproduce import main, parse_options
 from runtime import runs
 from utils import files
 from utils.errors import INTERRUPTED, InputError
@@ -76,7 +78,7 @@ def scripts(monkeypatch, make_scores):
         files.write_json(folder / runs.METRICS_JSON, scores | {"options": options})
         (folder / runs.METRICS_CSV).write_text("case\n")
 
-    monkeypatch.setattr(reproduce, "run_script_of", fake)
+    monkeypatch.setattr(work, "run_script_of", fake)
     return calls
 
 
@@ -134,9 +136,8 @@ def test_paired_takes_two_rows(rows):
 
 @pytest.mark.parametrize("argv", [["table4"], [], ["table1", "--only", "unet"], ["table1", "--preset", "gpu"]])
 def test_unknown_words_are_refused(argv):
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(InputError):
         parse_options(argv)
-    assert stop.value.code == 2
 
 
 @pytest.mark.parametrize(
@@ -182,7 +183,7 @@ def test_table_is_trained_tested_kept_and_printed_once(flags, scripts, tmp_path,
     kept = tmp_path / "out" / "runs" / names[0]
     assert {path.name for path in kept.iterdir()} == {"options.json", "curves.csv", "metrics.csv", "metrics.json"}
     output = capsys.readouterr().out
-    assert "3 of 3 runs left" in output and "85.00" in output and "printed" in output
+    assert "3 of 3 runs left" in output and "85.00" in output
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "runs",
         *(f"table2.{end}" for end in ("md", "csv", "tex")),
@@ -340,22 +341,46 @@ def test_a_run_that_another_process_works_on_is_left_to_it(flags, scripts, tmp_p
 
 def test_all_prints_every_table_with_what_is_done(flags, scripts, capsys, monkeypatch):
     drawn = []
-    monkeypatch.setattr(reproduce, "draw_figure", lambda options, jobs, out: drawn.append([job.row for job in jobs]))
+    monkeypatch.setattr(work, "draw_figure", lambda options, jobs, out: drawn.append([job.row for job in jobs]))
     assert main(["all", *flags, "--only", "v_net", "m_d"]) == 0
     output = capsys.readouterr().out
     assert all(f"Table {n}: " in output for n in (1, 2, 3)) and drawn == [["v_net", "m_d"]]
 
 
-def test_paired(flags, scripts, capsys):
-    assert main(["paired", *flags, "--only", "m_d", "v_net", "--seeds", "1", "2"]) == 0
-    assert len(scripts) == 8 and "V-Net 2/0 - M_d only 2/0" in capsys.readouterr().out
+def test_paired_compares_what_is_there_and_trains_nothing(flags, scripts, tmp_path, capsys):
+    pair = ["--only", "m_d", "v_net", "--seeds", "1", "2"]
+    main(["table2", *flags, "--only", "m_d", "--seeds", "1"])
+    for out in (tmp_path / "out", tmp_path / "nothing"):
+        with pytest.raises(InputError, match=rf"{out}.*--out"):
+            main(["paired", *flags, *pair, "--out", str(out)])
+    main(["table2", *flags, "--only", "v_net", "--seeds", "2"])
+    with pytest.raises(InputError, match="--seeds"):
+        main(["paired", *flags, *pair])
+    main(["table2", *flags, *pair])
+    scripts.clear()
+    assert main(["paired", *flags, *pair]) == 0
+    assert not scripts and "V-Net 2/0 - M_d only 2/0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("target", TABLES)
+def test_results_go_to_model_unless_told_otherwise(target):
+    options, _ = parse_options([target])
+    assert options.out == options.model_path == "model/reproduce"
+
+
+def test_the_papers_metrics_stand_on_the_official_lists_alone(flags, scripts, tmp_path):
+    main(["table2", *flags, "--tables_only"])
+    assert "printed" not in (tmp_path / "out" / "table2.csv").read_text()
+    lists = [f"--{name}_list={OFFICIAL / name}.list" for name in ("train", "test")]
+    main(["table2", *flags, "--tables_only", *lists])
+    assert (tmp_path / "out" / "table2.csv").read_text().count("printed") == len(TABLES["table2"])
 
 
 def test_a_keyboard_interrupt_names_the_command_that_continues(flags, scripts, monkeypatch, capsys):
     def interrupted(command, lock):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(reproduce, "run_script_of", interrupted)
+    monkeypatch.setattr(work, "run_script_of", interrupted)
     assert main(["table2", "--out", "a folder", *flags]) == INTERRUPTED
     assert "continues: python code/reproduce.py table2 --out 'a folder' --preset demo" in capsys.readouterr().err
 
@@ -366,7 +391,7 @@ def test_a_keyboard_interrupt_names_the_command_that_continues(flags, scripts, m
 @pytest.fixture
 def script(tmp_path, monkeypatch):
     """Put a small script into the place of code/: script(text) gives its name."""
-    monkeypatch.setattr(reproduce, "CODE", tmp_path)
+    monkeypatch.setattr(work, "CODE", tmp_path)
 
     def write(text):
         (tmp_path / "small.py").write_text(text)
@@ -404,7 +429,7 @@ time.sleep(60)
 @pytest.fixture
 def heed_signals():
     """As in a terminal, also where the tests run in the background and Ctrl-C is ignored."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in reproduce.STOP_SIGNALS}
+    before = {number: signal.signal(number, signal.default_int_handler) for number in work.STOP_SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -420,7 +445,7 @@ def test_a_signal_is_passed_on_and_the_script_may_save(script, lock, tmp_path, n
         run_script_of([name, str(state)], lock)
     sender.wait()
     assert state.read_text() == "saved"
-    assert all(signal.getsignal(n) == signal.default_int_handler for n in reproduce.STOP_SIGNALS)
+    assert all(signal.getsignal(n) == signal.default_int_handler for n in work.STOP_SIGNALS)
 
 
 def test_a_script_that_was_stopped_from_outside_ends_the_command(script, lock):
@@ -477,7 +502,7 @@ def test_figure_without_predictions_says_what_is_missing(flags, scripts, tmp_pat
 def in_process(monkeypatch):
     """train.py and test_LA.py called as functions, which saves their start."""
     mains = {"train.py": train.main, "test_LA.py": test_LA.main}
-    monkeypatch.setattr(reproduce, "run_script_of", lambda command, lock: mains[command[0]](command[1:]))
+    monkeypatch.setattr(work, "run_script_of", lambda command, lock: mains[command[0]](command[1:]))
 
 
 def test_one_row_end_to_end(flags, in_process, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""The paper's figures below a run's own, under a heading that says whether they compare."""
+"""The paper's metrics below a run's own, on the official lists alone; a heading says whether they compare."""
 
 from argparse import Namespace
 from collections.abc import Sequence
@@ -7,28 +7,30 @@ from typing import Any
 from dataloaders.case_files import scan_list
 from dataloaders.split import cases_of_training
 from evaluation.tables import printed_table
-from options.flags import OFFICIAL
+from options.flags import LISTS, OFFICIAL, list_paths
 from paper.printed import PrintedRow, printed_row
 
 SAME_SETTING = "the paper's row, for the same lists, preset and number of labels"
-NOT_COMPARABLE = "the paper's full-scale figures on the official 20 cases: another setting, not comparable"
+NOT_COMPARABLE = "the paper's row on the same test scans: another setting, not comparable"
+
+
+def has_official_lists(options: Namespace) -> bool:
+    """Whether options name the scans of the challenge's lists, wherever they lie."""
+    ours = [scan_list(path, "")[0] for path in list_paths(options)]
+    return ours == [scan_list(OFFICIAL / name, "")[0] for name in LISTS]
 
 
 def paper_block(scores: Sequence[dict[str, Any]], options: Namespace, state: dict[str, Any]) -> str:
-    """The paper's figures under a heading that says whether they compare; empty where it has none."""
+    """The paper's metrics under a heading; empty where it has none or where training or test scans are not its own."""
     row = paper_row(options)
-    if row is None:
-        return ""
-    heading = SAME_SETTING if is_paper_setting(scores, options, state) else NOT_COMPARABLE
-    return f"{heading}\n\n{printed_table(row)}"
-
-
-def is_paper_setting(scores: Sequence[dict[str, Any]], options: Namespace, state: dict[str, Any]) -> bool:
-    """Whether the paper's figures may stand beside these: its preset, its cases, its number of labels."""
-    train, test = (scan_list(OFFICIAL / name, "")[0] for name in ("train.list", "test.list"))
+    train, test = (scan_list(OFFICIAL / name, "")[0] for name in LISTS)
     trained = cases_of_training(state)
-    same_cases = trained == train[: len(trained)] and {score["case"] for score in scores} == set(test)
-    return options.preset == "paper" and bool(trained) and same_cases and printed_row(*_row_key(options)) is not None
+    if row is None or not trained or not set(trained) <= set(train) or {score["case"] for score in scores} != set(test):
+        return ""
+    same = (
+        options.preset == "paper" and trained == train[: len(trained)] and printed_row(*_row_key(options)) is not None
+    )
+    return f"{SAME_SETTING if same else NOT_COMPARABLE}\n\n{printed_table(row)}"
 
 
 def paper_row(options: Namespace) -> PrintedRow | None:

@@ -64,7 +64,8 @@ def systems_of(options: Namespace) -> list[System]:
 
 def make_job(system: System, seed: int, options: Namespace, handed_on: Sequence[str]) -> Job:
     """One row at one seed. A row's own flags come last: what makes it this row is not overruled."""
-    flags = ["--method", system.method, "--preset", options.preset, "--split", options.split, "--seed", str(seed)]
+    flags = ["--method", system.method, "--preset", options.preset, "--seed", str(seed)]
+    flags += ["--split", options.split] if options.split else []
     flags += ["--model_path", str(repository_path(options.model_path)), *handed_on, *system.flags]
     flags += ["--keep_checkpoints"] if options.optimistic_best_on_test else []
     if system.all_labeled:

@@ -1,4 +1,4 @@
-"""Figures that the papers print for the official left-atrium split (80 training, 20 test scans).
+"""Metrics that the papers print for the official left-atrium split (80 training, 20 test scans).
 
 They are what was published, not what this code measured, and stand beside a measured row only where list,
 preset and number of labels are the same. Compare with care: every row of DTML's Table 3 but DTML's own repeats a
@@ -33,9 +33,6 @@ ROWS = (
     PrintedRow("supervised", None, "V-Net", 80, 0, 91.14, 83.82, 1.52, 5.75, "DTML Table 3; upper bound"),
     # DTML Table 3; UA-MT (MICCAI 2019) prints the same row as "Bayesian V-Net" (not re-checked).
     PrintedRow("supervised", None, "V-Net", 16, 0, 86.03, 76.06, 3.51, 14.26, "DTML Table 3; with dropout"),
-    # UA-MT (MICCAI 2019), plain V-Net (not re-checked).
-    PrintedRow("supervised", "no_dropout", "V-Net, no dropout", 16, 0, 84.13, 73.26, 4.75, 17.93,
-               "UA-MT's paper; not re-checked"),
     # DTML Table 3; a re-implementation by the authors of UA-MT, not of ASDNet (not re-checked).
     PrintedRow("asdnet", None, "ASDNet", 16, 64, 87.90, 78.85, 2.08, 9.24,
                "DTML Table 3; re-implemented by UA-MT's authors"),
@@ -44,18 +41,12 @@ ROWS = (
                "DTML Table 3; re-implemented by UA-MT's authors"),
     # DTML Table 3, from UA-MT (MICCAI 2019).
     PrintedRow("ua_mt", None, "UA-MT", 16, 64, 88.88, 80.21, 2.26, 7.32, "DTML Table 3; no component filter"),
-    # UA-MT (MICCAI 2019): consistency on unlabeled scans only (not re-checked).
-    PrintedRow("ua_mt", "unlabeled_only", "UA-MT, unlabeled only", 16, 64, 88.83, 80.13, 3.12, 10.04,
-               "UA-MT's paper; not re-checked"),
     # DTML Table 3. DTC's own paper (AAAI 2021) differs in one figure: Jaccard 80.98. UG-MCL repeats 80.89.
     PrintedRow("dtc", None, "DTC", 16, 64, 89.42, 80.89, 2.10, 7.32,
                "DTML Table 3; DTC's own paper prints Jaccard 80.98"),
     # DTML Table 3, from SASSNet (MICCAI 2020).
     PrintedRow("sassnet", None, "SASSNet", 16, 64, 89.54, 81.24, 2.20, 8.24,
                "DTML Table 3; largest component kept"),
-    # SASSNet (MICCAI 2020), without the largest-component filter (not re-checked).
-    PrintedRow("sassnet", "no_filter", "SASSNet, no filter", 16, 64, 89.27, 80.82, 3.13, 8.83,
-               "SASSNet's paper; not re-checked"),
     # DTML Table 3, from Wang et al. (MICCAI 2020).
     PrintedRow("double_uncertainty", None, "Double-Uncertainty", 16, 64, 89.65, 81.35, 2.03, 7.04,
                "DTML Table 3"),
@@ -85,7 +76,7 @@ def printed_row(method: str, labeled: int, unlabeled: int, variant: str | None =
     Args:
         method: key in METHODS.
         variant: None for the row that the method is known by. DTML: `dis`, `dis+mask` (supervision of M_d),
-            `seg_only`, `sdm_only` (one network). Others: `no_dropout`, `unlabeled_only`, `no_filter`.
+            `seg_only`, `sdm_only` (one network).
     """
     wanted = (method, labeled, unlabeled, variant)
     return next((row for row in ROWS if (row.method, row.labeled, row.unlabeled, row.variant) == wanted), None)

@@ -1,28 +1,31 @@
 import csv
-import math
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from evaluation.tables import COLUMNS
-from paper.systems import SYSTEMS, TABLES
+from paper.systems import TABLES
 from paper.tables import (
     HEADER,
-    Mean,
+    MIN_CASES,
     case_means,
+    cells,
     latex,
     markdown,
-    over_seeds,
     paired_lines,
     paired_report,
     setting_note,
-    system_lines,
+    table_frame,
     write_table,
 )
 
-DICE = {"a": 0.80, "b": 0.90, "c": 0.70, "d": 0.60}
-BETTER = {"a": 0.85, "b": 0.91, "c": 0.80, "d": 0.62}
+DICE = {"a": 0.80, "b": 0.90, "c": 0.70, "d": 0.60, "e": 0.75, "f": 0.75}
+BETTER = {"a": 0.85, "b": 0.91, "c": 0.80, "d": 0.62, "e": 0.74, "f": 0.78}
+
+
+def lines_of(rows, **flags):
+    return [cells(line) for line in table_frame(rows, **flags).to_dict("records")]
 
 
 @pytest.fixture
@@ -33,7 +36,7 @@ def rows(make_scores):
 
 
 def test_printed_line_then_measured_ones_with_and_without_filter(rows):
-    printed, measured, filtered = (line.cells() for line in system_lines(SYSTEMS["v_net"], rows["v_net"]))
+    printed, measured, filtered, *_ = lines_of(rows)
     assert printed == ["V-Net", "16", "0", "printed", "86.03", "76.06", "3.51", "14.26", "", "", ""]
     assert measured[:5] == ["V-Net", "4", "0", "measured", "76.00 ± 1.41"]  # 75 and 77: sd sqrt 2
     assert measured[-3:] == ["2", "0.50", "1.5"]
@@ -42,34 +45,29 @@ def test_printed_line_then_measured_ones_with_and_without_filter(rows):
 
 
 def test_a_row_that_is_not_run_shows_its_printed_line(rows):
-    printed, missing = (line.cells() for line in system_lines(SYSTEMS["m_d"], rows["m_d"]))
+    printed, missing = lines_of({"m_d": []})
     assert printed[4:8] == ["88.69", "79.91", "3.12", "11.62"]
     assert missing == ["M_d only", "", "", "not run yet", *[""] * 7]
+    assert lines_of({"m_d": []}, official=False) == [missing]
 
 
 @pytest.mark.parametrize(("key", "scans"), [("v_net_all", ["80", "0"]), ("dtml", ["16", "64"]), ("m_d", ["16", "0"])])
 def test_counts_of_the_printed_line_are_the_papers(key, scans):
-    assert system_lines(SYSTEMS[key], [])[0].cells()[1:3] == scans
+    assert lines_of({key: []})[0][1:3] == scans
 
 
 def test_missed_cases_are_counted_over_all_seeds(make_scores):
     seeds = [make_scores({"a": 0.8, "b": None}, 1), make_scores({"a": None, "b": None}, 2)]
-    assert over_seeds("dice", seeds, "none").missed == 0
-    mean = over_seeds("asd_vox", seeds, "none")
-    assert mean.missed == 3 and math.isnan(mean.mean)  # one seed has no distance at all
-    assert over_seeds("asd_vox", seeds[:1], "none").text("asd_vox") == "0.40 (1 missed)"
-
-
-def test_a_single_seed_has_no_spread():
-    assert Mean(0.9).text("dice") == "90.00"
-    assert Mean(0.9, 0.0).text("dice") == "90.00 ± 0.00"
-    assert Mean(math.nan).text("asd_vox") == "-"
+    asd = HEADER.index("ASD [vox]")
+    assert lines_of({"v_net": seeds})[1][asd] == "-"  # one seed has no distance at all
+    assert lines_of({"v_net": seeds[:1]})[1][asd] == "0.40 (1 missed)"  # and a single seed has no spread
+    assert table_frame({"v_net": seeds})["asd_vox_missed"].tolist()[1:] == [3, 3]
 
 
 def test_old_scores_without_memory(make_scores):
     scores = make_scores(DICE)
     del scores["peak_memory_gib"], scores["training_machine"]
-    assert system_lines(SYSTEMS["v_net"], [scores])[1].cells()[-1] == ""
+    assert lines_of({"v_net": [scores]})[1][-1] == ""
     assert "unknown" in setting_note([scores], "")
     scores["test_machine"] = {"processor": "Abacus 81", "threads": 1, "gpu": None}
     assert "Abacus 81 with 1 thread in the test" in setting_note([scores], "")
@@ -77,7 +75,7 @@ def test_old_scores_without_memory(make_scores):
 
 def test_the_note_says_what_was_measured_and_where(make_scores):
     note = setting_note([make_scores(DICE, flags=("--max_iterations", n)) for n in ("200", "7")], "--base_lr 0.1")
-    for part in ("--preset demo --split official, 200 iterations", "7 iterations", "--base_lr 0.1", "4 test scans"):
+    for part in ("--preset demo --split official, 200 iterations", "7 iterations", "--base_lr 0.1", "6 test scans"):
         assert part in note
     assert "last iterate" in note and "Abacus 80 with 2 threads" in note
     assert setting_note([], "").endswith("Nothing is measured yet.")
@@ -85,12 +83,20 @@ def test_the_note_says_what_was_measured_and_where(make_scores):
 
 def test_cases_are_paired_by_id_and_averaged_over_common_seeds(make_scores):
     seeds = [make_scores({"b": 0.9, "a": 0.8}, 1), make_scores({"a": 0.6, "b": 0.7}, 2), make_scores(DICE, 3)]
-    assert case_means(seeds, {1, 2}, "dice") == pytest.approx([0.7, 0.8])
-    assert case_means(seeds, {1}, "dice") == pytest.approx([0.8, 0.9])
+    assert case_means(seeds, {1, 2})["dice"].to_dict() == pytest.approx({"a": 0.7, "b": 0.8})
+    assert case_means(seeds, {1})["dice"].to_dict() == pytest.approx({"a": 0.8, "b": 0.9})
 
 
 def test_a_missed_case_counts_with_the_diagonal(make_scores):
-    assert case_means([make_scores({"a": 0.8, "b": None})], {1337}, "asd_vox") == pytest.approx([0.4, 100.0])
+    scores = [make_scores({"a": 0.8, "b": None})]
+    assert case_means(scores, {1337})["asd_vox"].tolist() == pytest.approx([0.4, 100.0])
+
+
+def test_few_cases_have_no_p_value(make_scores):
+    few = dict(list(DICE.items())[: MIN_CASES - 1])
+    rows = {"v_net": [make_scores(few)], "dtml": [make_scores(BETTER)]}  # the cases that both have
+    (line,) = paired_lines([("v_net", "dtml")], rows, ("dice",))
+    assert line[3:7] == [str(MIN_CASES - 1), "-", "-", "-"]
 
 
 def test_paired_lines_are_second_minus_first(rows):
@@ -98,7 +104,7 @@ def test_paired_lines_are_second_minus_first(rows):
     difference = np.subtract(list(BETTER.values()), list(DICE.values()))  # seed 1 is the common one
     p = stats.ttest_1samp(difference, 0).pvalue
     name, metric, interval, cases, t_p, corrected, wilcoxon_p, effect = lines[0]
-    assert (name, metric, cases) == ("DTML 4/0 - V-Net 4/0", "Dice [%]", "4")
+    assert (name, metric, cases) == ("DTML 4/0 - V-Net 4/0", "Dice [%]", "6")
     assert interval.startswith(f"{100 * difference.mean():.2f} [")
     assert t_p == f"{p:.2g}" and corrected == f"{2 * p:.2g}"  # Dice and 95HD are proportional: the same p twice
     assert wilcoxon_p == f"{stats.wilcoxon(difference).pvalue:.2g}"
@@ -109,16 +115,16 @@ def test_paired_lines_are_second_minus_first(rows):
 def test_pairs_without_a_common_seed_are_left_out(rows, make_scores):
     rows["dtml_labeled"] = [make_scores(BETTER, 9)]
     assert paired_lines([("v_net", "dtml_labeled"), ("m_d", "dtml_labeled")], rows, ("dice",)) == []
-    assert "not run yet" in paired_report([("v_net", "dtml_labeled")], rows)
+    assert paired_report(("v_net", "dtml_labeled"), rows) == ""
 
 
 def test_equal_rows_have_nothing_to_test(rows):
     (line,) = paired_lines([("v_net", "v_net")], rows, ("dice",))
-    assert line[2:] == ["0.00 [0.00, 0.00]", "4", "-", "-", "-", "-"]
+    assert line[2:] == ["0.00 [0.00, 0.00]", "6", "-", "-", "-", "-"]
 
 
 def test_report_has_all_four_metrics(rows):
-    report = paired_report([("v_net", "dtml_labeled")], rows)
+    report = paired_report(("v_net", "dtml_labeled"), rows)
     assert all(heading in report for heading, _, _ in COLUMNS.values())
     assert "tests listed (4)" in report
 
