@@ -314,7 +314,7 @@ def test_a_wrong_checkpoint(make_run, capsys):
     runs.save_checkpoint(folder / runs.LAST, state | {"networks": {"other": torch.zeros(1)}})
     assert f"{folder / runs.LAST} does not fit" in refused(capsys, *where(folder))
     os.truncate(folder / runs.LAST, 100)
-    assert f"{folder / runs.LAST} is not a readable checkpoint" in refused(capsys, *where(folder))
+    assert str(folder / runs.LAST) in refused(capsys, *where(folder))
 
 
 def test_cases_known_from_training_are_refused(make_run, capsys):
