@@ -10,7 +10,7 @@ SEED ?= 1337
 DEMO_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test test-all format
+.PHONY: help demo hippocampus check test test-all format
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -26,6 +26,14 @@ demo: $(READY) ## train and test DTML and a V-Net on phantom scans, in minutes, 
 	$(RUN) code/train.py --method supervised --preset demo --seed $(SEED) --exp demo_vnet --overwrite $(DEMO_FLAGS)
 	$(RUN) code/train_dtml.py --preset demo --seed $(SEED) --exp demo_dtml --overwrite $(DEMO_FLAGS)
 	$(RUN) code/test_LA.py --exp demo_vnet demo_dtml
+
+hippocampus: $(READY) ## the same on real scans: make hippocampus DATA=Task04_Hippocampus (docs/hippocampus.md)
+	@test -d "$(DATA)/imagesTr" || { echo 'DATA must be the folder Task04_Hippocampus of the Decathlon; see docs/hippocampus.md'; exit 2; }
+	@test "$(DATA)" -ef data/hippocampus/Task04_Hippocampus || ln -sfn "$(abspath $(DATA))" data/hippocampus/Task04_Hippocampus
+	$(RUN) code/prepare_scans.py --images data/hippocampus/scans.csv --dest data/hippocampus
+	$(RUN) code/train.py --method supervised --preset hippocampus --exp hippocampus_vnet --overwrite $(DEMO_FLAGS)
+	$(RUN) code/train_dtml.py --preset hippocampus --exp hippocampus_dtml --overwrite $(DEMO_FLAGS)
+	$(RUN) code/test_LA.py --exp hippocampus_vnet hippocampus_dtml --report
 
 check: $(READY) ## before each commit: lint and the fast tests
 	$(VENV)/bin/ruff check .

@@ -20,6 +20,7 @@ class DTC(DualHeadMethod):
     """Dice + 0.3 MSE(SDM) on labeled cases, + lambda(t) MSE between the two masks on all cases."""
 
     defaults = {"consistency": 1.0}
+    presets = {"hippocampus": {"sdm_k": 100.0, "sdm_weight": 1.0}}  # docs/results/hippocampus/preset.md
 
     @staticmethod
     def add_arguments(group) -> None:

@@ -27,6 +27,7 @@ class DTML(ConsistencyMethod):
     defaults = {"consistency": 1.0}
     presets = {
         "cpu": {"sdm_k": 100.0, "sdm_k_start": 10.0, "mask_loss": "dice+ce"},  # docs/results/cpu_preset.md
+        "hippocampus": {"sdm_k": 100.0, "sdm_k_start": 10.0, "mask_loss": "dice+ce"},
         # docs/results/phantom.md
         "demo": {"sdm_k": 100.0, "sdm_k_start": 10.0, "mask_loss": "dice+ce", "labeled_bs": 3, "rampup_share": 0.375},
     }

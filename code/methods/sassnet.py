@@ -27,6 +27,7 @@ class SASSNet(DualHeadMethod):
     """G: Dice + 0.3 MSE(SDM) on labeled cases + beta(t) CE(D(map of unlabeled), labeled); then D: CE on all cases."""
 
     defaults = {"consistency": 0.01}
+    presets = {"hippocampus": {"sdm_weight": 1.0}}  # docs/results/hippocampus/preset.md
 
     @staticmethod
     def add_arguments(group) -> None:

@@ -98,7 +98,7 @@ def parse_training(
     if options.resume and options.overwrite:
         parser.error("--resume and --overwrite contradict each other")
     names = set(given) | ({"method"} if method else set())
-    _fit_preset(options, names)
+    _fit_preset(options, names, cls.uses_unlabeled)
     if options.unlabelnum and not cls.uses_unlabeled and "unlabelnum" in names:
         raise InputError(
             f"--unlabelnum {options.unlabelnum} asks for unlabeled cases, and --method {key} uses none; "
@@ -144,9 +144,10 @@ def _owners(methods: Mapping[str, Any], flag: str) -> str:
     return f"is a flag of --method {' and '.join(having)}" if having else ""
 
 
-def _fit_preset(options: Namespace, given: set[str]) -> None:
+def _fit_preset(options: Namespace, given: set[str], uses_unlabeled: bool) -> None:
     """Give up what a preset chose for its own batch, patch or processor where others were given."""
-    if "labeled_bs" not in given and ("batch_size" in given or options.unlabelnum == 0):
+    all_labeled = options.unlabelnum == 0 or not uses_unlabeled
+    if "labeled_bs" not in given and ("batch_size" in given or all_labeled):
         options.labeled_bs = None
     fits = min(options.patch_size) >= MIN_BF16_PATCH and options.device != "cuda" and options.gpu is None
     if "amp" not in given and not (fits and cpu_has_bf16()):

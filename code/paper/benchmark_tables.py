@@ -1,7 +1,7 @@
 """Tables and a figure of a benchmark from the kept runs of several seeds and numbers of labels.
 
 `python -m paper.benchmark_tables FOLDER`, in code/: reads FOLDER/runs/<row>[_<N>_labels]_seed<k>/ and writes
-table.csv, table.md, label_efficiency.csv and label_efficiency.png to FOLDER.
+table.csv, table.md, pairs.md, label_efficiency.csv and label_efficiency.png to FOLDER.
 """
 
 import csv
@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from evaluation.statistics import CrossedDifference, crossed_difference
+from evaluation.statistics import CrossedDifference, crossed_difference, paired_test
 from paper.jobs import read_json
 from runtime import runs
 from utils.errors import InputError
@@ -30,6 +30,10 @@ METRICS = {"dice": 100, "jaccard": 100, "asd_vox": 1, "hd95_vox": 1}  # and the 
 COLUMNS = (
     *("row", "labeled", "unlabeled", "seeds", "iterations", *METRICS),
     *("difference", "difference_low", "difference_high", "seconds"),
+)
+PAIRS = (  # of the paper's Tables 1 and 2: (first, second)
+    *(("v_net", "dtml_labeled"), ("m_d", "dtml_labeled"), ("dtml_labeled", "dtml")),
+    *(("dtml_dis", "dtml"), ("dtml_both", "dtml"), ("dtml_dis_sdm", "dtml_sdm"), ("dtml_both_sdm", "dtml_sdm")),
 )
 NAME = re.compile(r"(?P<row>.+?)(_\d+_labels)?_seed(?P<seed>\d+)")
 SUMMARY = "summary.json"  # of a kept run: metrics.json without the scores of the cases
@@ -51,16 +55,21 @@ class Row:
         """Over seeds and cases, those left out where the metric is undefined."""
         return float(np.nanmean([case[metric] for cases in self.scores.values() for case in cases.values()]))
 
-    def minus(self, other: "Row") -> CrossedDifference | None:
-        """Difference in Dice, paired by case, over the seeds that both have."""
+    def minus(self, other: "Row", metric: str = "dice") -> CrossedDifference | None:
+        """Difference in a metric, paired by case, over the seeds that both have."""
+        pairs = self.paired(other, metric)
+        return crossed_difference(*pairs) if pairs else None
+
+    def paired(self, other: "Row", metric: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """Scores (seeds, cases) of the other and of this row, over what both have; None without a common seed."""
         seeds = sorted(self.scores.keys() & other.scores.keys())
         if not seeds:
             return None
         cases = sorted(set.intersection(*({*row.scores[seed]} for row in (self, other) for seed in seeds)))
         theirs, ours = (
-            np.array([[row.scores[seed][case]["dice"] for case in cases] for seed in seeds]) for row in (other, self)
+            np.array([[row.scores[seed][case][metric] for case in cases] for seed in seeds]) for row in (other, self)
         )
-        return crossed_difference(theirs, ours)
+        return theirs, ours
 
 
 def read_rows(folder: Path) -> list[Row]:
@@ -129,6 +138,19 @@ def markdown(lines: Sequence[dict[str, str]]) -> str:
     return "\n".join(text)
 
 
+def pairs_markdown(rows: Iterable[Row]) -> str:
+    """Second minus first of PAIRS in every metric: mean, interval, and the paired t-test over cases of the paper."""
+    found = {row.name: row for row in rows}
+    text = ["| second − first | metric | difference [95 % interval] | paired t-test, p |", "|---|---|---|---|"]
+    for first, second in PAIRS:
+        for metric, factor in METRICS.items() if {first, second} <= found.keys() else ():
+            theirs, ours = found[second].paired(found[first], metric)
+            mean, low, high = factor * np.array(crossed_difference(theirs, ours)[:3])
+            p = paired_test(theirs.mean(axis=0), ours.mean(axis=0)).t_p
+            text.append(f"| `{second}` − `{first}` | {metric} | {mean:+.2f} [{low:+.2f}, {high:+.2f}] | {p:.2g} |")
+    return "\n".join(text)
+
+
 def label_efficiency_figure(rows: Sequence[Row], path: Path) -> None:
     """Dice over the number of labels (a dot for each seed, a line through their means), and the paired difference."""
     figure = Figure(figsize=(8, 3.4), layout="constrained")
@@ -165,12 +187,14 @@ def label_efficiency_figure(rows: Sequence[Row], path: Path) -> None:
 def write_benchmark(folder: Path) -> None:
     """All tables and the figure of a folder."""
     rows = read_rows(folder / "runs")
-    methods = table([row for row in rows if row.labeled == TABLE_LABELS], rows)
+    of_tables = [row for row in rows if row.labeled == TABLE_LABELS]
+    methods = table(of_tables, rows)
     efficiency = table([row for row in rows if row.name in EFFICIENCY], rows)
     write_csv(folder / "table.csv", methods)
     write_csv(folder / "label_efficiency.csv", efficiency)
-    with atomic(folder / "table.md") as temporary:
-        temporary.write_text(f"{markdown(methods)}\n", encoding="utf-8")
+    for name, text in {"table.md": markdown(methods), "pairs.md": pairs_markdown(of_tables)}.items():
+        with atomic(folder / name) as temporary:
+            temporary.write_text(f"{text}\n", encoding="utf-8")
     label_efficiency_figure(rows, folder / "label_efficiency.png")
 
 

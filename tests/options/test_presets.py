@@ -1,6 +1,8 @@
 """Presets and --compat: what they hold, and that every entry is a flag."""
 
+import json
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +11,9 @@ from methods import METHODS
 from options import presets
 from options.presets import COMPAT, PRESETS, cpu_has_bf16
 from train import parse_options
+
+RUNS = Path(__file__).parents[2] / "docs/results/hippocampus/runs"
+OF_A_RUN = {"preset", "exp", "resume", "image_every", "save_every", "unlabelnum"}  # what is no setting of the preset
 
 
 def parse(*argv: str, method: str | None = None) -> Namespace:
@@ -67,3 +72,13 @@ def test_the_processor_says_whether_it_has_bf16(tmp_path, monkeypatch, text, has
     assert not cpu_has_bf16.__wrapped__()
     presets.CPUINFO.write_text(f"processor : 0\n{text}\n")
     assert cpu_has_bf16.__wrapped__() is has
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_hippocampus_preset_has_the_settings_of_its_published_runs(method):
+    row = "v_net" if method == "supervised" else method
+    published = json.loads((RUNS / f"{row}_seed1337/options.json").read_text())
+    ours = vars(parse("--method", method, "--preset", "hippocampus"))
+    settings = (published.keys() & ours.keys()) - OF_A_RUN
+    assert {"sdm_k", "base_lr", "labeled_bs", "consistency"} & published.keys() <= settings
+    assert {name: ours[name] for name in settings} == {name: published[name] for name in settings}
