@@ -7,7 +7,7 @@ else. With --windows, instead, a trained run on its scans: what strides and blen
 """
 
 import sys
-from argparse import REMAINDER, ArgumentParser, Namespace
+from argparse import REMAINDER, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -24,7 +24,8 @@ from benchmarks.network import (
 )
 from benchmarks.timing import LA_SHAPE, Row, bench_device
 from benchmarks.windows import compare_windows, window_table
-from options import flags
+from options.parser import Parser
+from options.types import at_least
 from runtime.device import set_determinism
 from utils import files
 from utils.errors import InputError, run_script
@@ -73,10 +74,10 @@ LONG_ROWS = {
 
 def parse_options(argv: Sequence[str] | None = None) -> Namespace:
     """Flags of the benchmark."""
-    parser = ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter, allow_abbrev=False)
+    parser = Parser(description=__doc__, example="python code/benchmark.py --only step --json rows.json")
     parser.add_argument("--full", action="store_true", help="also the rows that take long")
     parser.add_argument("--only", nargs="+", metavar="ROW", help="rows whose name contains one of these words")
-    parser.add_argument("--threads", type=int, help="threads of PyTorch (default: all cores)")
+    parser.add_argument("--threads", type=at_least(1), help="threads of PyTorch (default: all cores)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table to this file, too")
     parser.add_argument(
         "--profile", action="store_true", help="instead: the operations of a step of the cpu preset by their time"
@@ -87,10 +88,7 @@ def parse_options(argv: Sequence[str] | None = None) -> Namespace:
         metavar="FLAG",
         help="instead, and last: flags of test_LA.py that name a run and its scans; compares settings of the window",
     )
-    options = parser.parse_args(argv)
-    if options.threads is not None and options.threads < 1:
-        raise InputError(f"--threads {options.threads} must be at least 1")
-    return options
+    return parser.parse_args(argv)
 
 
 def chosen_rows(options: Namespace) -> dict[str, tuple[float, Callable[[], Row]]]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dataloaders.case_files import find_faults, has_label, read_label, read_shape, read_spacing, same_scans, scan_list
-from options.flags import HelpFormatter, add_path_options, list_paths
+from options.flags import add_path_options, list_paths
+from options.parser import Parser
 from options.types import PathHere
 from utils.errors import run_script
 from utils.files import repository_path
@@ -18,7 +19,7 @@ from utils.files import repository_path
 
 def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
+    parser = Parser(description=__doc__, example="python code/check_data.py --root_path data/LA --labelnum 16")
     add_path_options(parser)
     parser.add_argument("--labelnum", type=int, default=16, help="first cases of the training list that need a label")
     parser.add_argument(

@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from dataloaders.case_files import SPACING_KEY, case_path, write_case, write_list
 from evaluation.metrics import largest_component
-from options.flags import LISTS, HelpFormatter
-from options.types import PathHere
+from options.flags import LISTS
+from options.parser import Parser
+from options.types import PathHere, at_least
 from utils.errors import InputError, run_script
 from utils.files import repository_path
 
@@ -224,19 +225,22 @@ def acquire(rng: np.random.Generator, tissue: np.ndarray) -> np.ndarray:
 
 def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
+    parser = Parser(description=__doc__, example="python code/make_phantom.py --dest data/phantom")
     add = parser.add_argument
     add("--dest", action=PathHere, default="data/phantom", help="folder to write")
-    add("--train", type=int, default=24, help="training cases, labeled and unlabeled together")
-    add("--test", type=int, default=6, help="test cases")
-    add("--seed", type=int, default=2021, help="number that all arrays follow from")
-    add("--shape", type=int, nargs=3, default=[64, 64, 48], metavar=("W", "H", "D"), help="smallest size in voxels")
+    add("--train", type=at_least(1), default=24, help="training cases, labeled and unlabeled together")
+    add("--test", type=at_least(1), default=6, help="test cases")
+    add("--seed", type=at_least(0), default=2021, help="number that all arrays follow from")
+    add(
+        "--shape",
+        type=at_least(MIN_SIDE),
+        nargs=3,
+        default=[64, 64, 48],
+        metavar=("W", "H", "D"),
+        help="smallest size in voxels",
+    )
     add("--overwrite", action="store_true", help="write again what is there, whatever its parameters")
-    options = parser.parse_args(argv)
-    for flag, least in (("train", 1), ("test", 1), ("seed", 0), ("shape", MIN_SIDE)):
-        if np.min(getattr(options, flag)) < least:
-            raise InputError(f"--{flag} must be at least {least}; it is {getattr(options, flag)}")
-    return options
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from dataloaders.case_files import DEST, read_list, write_list
-from options.flags import LISTS, OFFICIAL, HelpFormatter
-from options.types import PathHere
+from options.flags import LISTS, OFFICIAL
+from options.parser import Parser
+from options.types import PathHere, at_least
 from scans.prepare import Outcome, RawCase, Recipe, prepare_folder, report
 from scans.preprocess import Preprocessing
 from scans.region import Box, central
@@ -30,7 +31,7 @@ MARGIN = (10, 20)  # in-plane voxels around it, the upper end exclusive
 
 def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
+    parser = Parser(description=__doc__, example="python code/prepare_LA.py --source raw/LA --dest data/LA")
     add = parser.add_argument
     add(
         "--source",
@@ -48,19 +49,15 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add(
         "--crop_size",
-        type=int,
+        type=at_least(1),
         nargs=3,
         default=[320, 320, 88],
         metavar=("W", "H", "D"),
         help="voxels of --crop center, at most the scan; half the width of the challenge's larger scans",
     )
-    add("--seed", type=int, default=1337, help="of the margins of --crop label")
+    add("--seed", type=at_least(0), default=1337, help="of the margins of --crop label")
     add("--overwrite", action="store_true", help="write everything again, whatever the settings of what is there")
-    options = parser.parse_args(argv)
-    for flag, least in (("crop_size", 1), ("seed", 0)):
-        if np.min(getattr(options, flag)) < least:
-            raise InputError(f"--{flag} must be at least {least}; it is {getattr(options, flag)}")
-    return options
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 
 from dataloaders.case_files import DEST, is_name, read_list, write_list
-from options.flags import LISTS, MIN_PATCH, HelpFormatter
-from options.types import PathHere
+from options.flags import LISTS, MIN_PATCH
+from options.parser import Parser
+from options.types import PathHere, at_least, positive, share
+from options.types import number as real
 from scans.files import GRID_TOLERANCE, case_id, find_scans
 from scans.prepare import Outcome, RawCase, Recipe, prepare_folder, report
 from scans.preprocess import NORMALISATIONS, Preprocessing
@@ -36,7 +38,11 @@ RULE = Preprocessing()  # the default: that of the published left-atrium files
 
 def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
+    parser = Parser(
+        description=__doc__,
+        common="images labels dest foreground spacing_mm orientation test_fraction overwrite".split(),
+        example="python code/prepare_scans.py --images raw/images --labels raw/labels --dest data/mine",
+    )
     scans = parser.add_argument_group("scans").add_argument
     scans(
         "--images",
@@ -53,13 +59,13 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     scans("--foreground", type=values, metavar="V,V", help="label values that are foreground (default: all but 0)")
     scans(
         "--grid_tolerance",
-        type=float,
+        type=at_least(0.0),
         default=GRID_TOLERANCE,
         help="voxels by which the corners of a label may lie off those of its scan",
     )
     scans("--overwrite", action="store_true", help="write everything again, whatever the settings of what is there")
     recipe = parser.add_argument_group("preprocessing").add_argument
-    recipe("--spacing_mm", type=float, nargs=3, metavar=("X", "Y", "Z"), help="resample to it (default: as scanned)")
+    recipe("--spacing_mm", type=positive, nargs=3, metavar=("X", "Y", "Z"), help="resample to it (default: as scanned)")
     recipe(
         "--normalise",
         choices=NORMALISATIONS,
@@ -67,29 +73,32 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
         help="zscore: mean 0 and sd 1 over the whole scan; percentile: clip at --percentiles, which become 0 and 1",
     )
     recipe(
-        "--percentiles", type=float, nargs=2, default=list(RULE.percentiles), metavar=("LOW", "HIGH"), help="in percent"
+        "--percentiles", type=real, nargs=2, default=list(RULE.percentiles), metavar=("LOW", "HIGH"), help="in percent"
     )
     recipe(
         "--orientation",
         help="turn the axes to run that way, e.g. LPS or RAS; give it where scans differ (default: as scanned)",
     )
-    recipe("--fill_nan", type=float, metavar="VALUE", help="replaces voxels that are NaN or infinite (default: refuse)")
+    recipe("--fill_nan", type=real, metavar="VALUE", help="replaces voxels that are NaN or infinite (default: refuse)")
     lists = parser.add_argument_group("lists").add_argument
     lists(
         "--test_fraction",
-        type=float,
+        type=share,
         default=0.2,
         help="random share of the labeled cases that test.list gets; 0 for no such list; a column split overrules it",
     )
     lists(
         "--folds",
-        type=int,
+        type=at_least(0),
         default=0,
         metavar="K",
         help="write fold0_train.list, fold0_test.list and so on over the labeled cases of train.list; 0 for none",
     )
-    lists("--seed", type=int, default=1337, help="of the random order of the lists")
-    return check(parser.parse_args(argv))
+    lists("--seed", type=at_least(0), default=1337, help="of the random order of the lists")
+    options = parser.parse_args(argv)
+    if options.folds == 1:
+        raise InputError("--folds 1 must be 0, or at least 2")
+    return options
 
 
 def values(text: str) -> tuple[int, ...]:
@@ -98,17 +107,6 @@ def values(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text} must be whole numbers, separated by commas") from None
-
-
-def check(options: argparse.Namespace) -> argparse.Namespace:
-    """The options, or what is wrong with them."""
-    if not 0 <= options.test_fraction < 1:
-        raise InputError(f"--test_fraction {options.test_fraction} must be in [0, 1)")
-    if options.folds == 1 or options.folds < 0:
-        raise InputError(f"--folds {options.folds} must be 0, or at least 2")
-    if options.seed < 0:
-        raise InputError(f"--seed {options.seed} must be at least 0")
-    return options
 
 
 def main(argv: list[str] | None = None) -> int:

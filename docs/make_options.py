@@ -20,14 +20,14 @@ class _Parser(Exception):
 
 
 def parser_of(command: str) -> argparse.ArgumentParser:
-    """The parser of a command, caught when it would print its help."""
+    """The parser of a command, caught when it would read the command line."""
     module = importlib.import_module(command)
-    with mock.patch.object(argparse.ArgumentParser, "print_help", lambda self, *_, **__: _stop(self)):
+    with mock.patch.object(argparse.ArgumentParser, "parse_known_args", lambda self, *_: _stop(self)):
         try:
-            module.main(["--help"])
+            module.main([])
         except _Parser as caught:
             return caught.args[0]
-    raise RuntimeError(f"{command}.py has no --help")
+    raise RuntimeError(f"{command}.py parses no command line")
 
 
 def _stop(parser: argparse.ArgumentParser) -> None:

@@ -194,7 +194,7 @@ def refused(argv, capsys, *words):
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (["--spacing_mm", 1, 0, 1], ("spacing", "three positive")),
+        (["--spacing_mm", 1, 0, 1], ("--spacing_mm",)),
         (["--normalise", "percentile", "--percentiles", 99, 1], ("percentiles", "0..100")),
         (["--orientation", "XYZ"], ("orientation", "XYZ")),
         (["--test_fraction", 1], ("--test_fraction",)),
@@ -243,9 +243,8 @@ def test_scans_that_lie_differently_bring_a_remark(command, raw, capsys):
 
 
 def test_foreground_is_a_list_of_numbers(command, capsys):
-    with pytest.raises(SystemExit):
+    with pytest.raises(InputError, match="--foreground"):
         prepare_scans.main(command("--foreground", "one"))
-    assert "one must be whole numbers" in capsys.readouterr().err
     with pytest.raises(InputError, match="goes with a folder"):
         prepare_scans.main(command("--images", __file__))
 

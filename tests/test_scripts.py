@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import train
+from utils.errors import InputError
 from utils.files import REPOSITORY
 
 CODE = Path(train.__file__).parent
@@ -89,6 +90,15 @@ def shown(default) -> str:
     if isinstance(default, Path):
         return str(default.relative_to(REPOSITORY))
     return " ".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_ends_with_an_example_and_a_misspelt_flag_brings_the_right_one(script, parser_of):
+    parser = parser_of(script)
+    assert re.fullmatch(rf"example: python code/{script}.py( .+)?", parser.epilog)
+    flag = next(name for action in flags_of(parser) for name in action.option_strings if len(name) > 5)
+    with pytest.raises(InputError, match=rf"{flag}\b(?!x)"):
+        parser.parse_args([f"{flag}x"])
 
 
 @pytest.mark.parametrize("preset", ["cpu", "demo"])

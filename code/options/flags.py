@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from options.parser import HelpFormatter  # noqa: F401  for commands that build a parser of their own
 from options.presets import COMPAT, PRESETS
 from options.types import PathHere, PathsHere, at_least, between, positive, share
 from utils.files import REPOSITORY, repository_path
@@ -21,7 +20,7 @@ COMMON = (  # what --help of a training run shows; --help_all shows the rest
     "method preset root_path labelnum exp resume overwrite max_iterations batch_size labeled_bs base_lr patch_size "
     "n_filters init_from seed val_cases num_workers device gpu amp"
 ).split()
-TRAINING_EXAMPLE = "python code/train.py --method dtml --root_path data/LA --labelnum 16 --exp my_run --gpu 0"
+TRAINING_EXAMPLE = "--root_path data/LA --labelnum 16 --exp my_run --gpu 0"
 PROTOCOLS = ("paper", "fast", "whole")
 LESS_WINDOW = "lower --window_batch or give --window patch"  # against a lack of memory
 

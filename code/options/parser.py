@@ -70,12 +70,24 @@ class Parser(ArgumentParser):
         for action, text in zip(expert, before, strict=True):
             action.help = text
 
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Namespace | None = None) -> Namespace:
+        """The flags; one that is not declared is bad input that says what it may be."""
+        try:
+            options, unknown = self.parse_known_args(args, namespace)
+        except InputError:
+            for action in self._actions:
+                action.required = False  # what is lacking may be there, misspelt
+            unknown = self.parse_known_args(args)[1]
+            if not unknown:
+                raise
+        if unknown:
+            self.error(self._explained(unknown))
+        return options
+
     def given(self, argv: Sequence[str] | None) -> dict[str, Any]:
         """The flags that stand on the command line, each with its value."""
         absent = {action.dest: _ABSENT for action in self._actions if action.default is not argparse.SUPPRESS}
-        values, unknown = self.parse_known_args(argv, Namespace(**absent))
-        if unknown:
-            self.error(self._explained(unknown))
+        values = self.parse_args(argv, Namespace(**absent))
         return {name: value for name, value in vars(values).items() if value is not _ABSENT}
 
     def defaults(self) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def training_parser(description: str, methods: Mapping[str, Any], method: str, c
         usage="%(prog)s [flags]",
         description=description,
         common=(*flags.COMMON, *(flag.removeprefix("--") for flag in flags_of_method(methods[method]))),
-        example=flags.TRAINING_EXAMPLE,
+        example=f"python code/train{f'.py --method {method}' if choose else '_dtml.py'} {flags.TRAINING_EXAMPLE}",
         owners=partial(_owners, methods),
     )
     if choose:

@@ -1,8 +1,6 @@
 """Volumes on other grids: exact area averages where voxels grow, trilinear interpolation where they shrink."""
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 Size = tuple[int, int, int]
 
@@ -18,6 +16,9 @@ def resample(volume: np.ndarray, size: Size) -> np.ndarray:
     volume = np.ascontiguousarray(volume, dtype=np.float32)
     if volume.shape == tuple(size):
         return volume
+    import torch  # takes seconds, which the --help of prepare_scans.py need not wait for
+    import torch.nn.functional as F
+
     tensor = torch.from_numpy(volume)[None, None]
     return F.interpolate(tensor, size=tuple(size), mode="trilinear", align_corners=False)[0, 0].numpy()
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from options import flags
 from options.flags import list_paths
+from options.parser import HelpFormatter
 from train import parse_options
 from utils.files import REPOSITORY, repository_path
 
@@ -69,7 +70,7 @@ def test_lists_follow_split_unless_named():
 
 
 def test_help_calls_values_by_their_kind_and_tells_defaults_that_say_something():
-    parser = ArgumentParser(formatter_class=flags.HelpFormatter)
+    parser = ArgumentParser(formatter_class=HelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="seed")
     parser.add_argument("--weight", type=float, default=0.0, help="weight")
     parser.add_argument("--root_path", default="a/b", help="folder")
