@@ -6,6 +6,7 @@ converted where such a file is read or written.
 """
 
 import gzip
+import itertools
 import re
 import shutil
 import tempfile
@@ -33,7 +34,12 @@ GZIP = b"\x1f\x8b"
 GRID_TOLERANCE = 0.05  # voxels by which corners may differ on one grid: headers are rounded, in NIfTI to float32
 LEAST_VOLUME = 1e-3  # spanned by the unit vectors of the axes, 1 for orthogonal ones
 VOXEL_MM = (1e-3, 100.0)  # what a voxel of a patient can measure
-MM = {"m": 1e3, "meter": 1e3, "cm": 10.0, "micron": 1e-3, "microns": 1e-3, "um": 1e-3, "\xb5m": 1e-3}  # else mm
+MM = {
+    **dict.fromkeys(("", "?", "unknown", "mm", "millimeter", "millimeters", "millimetre", "millimetres"), 1.0),
+    **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), 1e3),
+    **dict.fromkeys(("cm", "centimeter", "centimeters", "centimetre", "centimetres"), 10.0),
+    **dict.fromkeys(("um", "\xb5m", "\u03bcm", "micron", "microns", "micrometer", "micrometre"), 1e-3),
+}  # of the units that headers name; a header without one means mm
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +59,11 @@ class Scan:
     def spacing_mm(self) -> tuple[float, float, float]:
         """Voxel size along W, H, D."""
         return tuple(np.linalg.norm(self.affine[:3, :3], axis=0).tolist())
+
+    @property
+    def voxel_mm3(self) -> float:
+        """Volume of a voxel; less than the product of its sides where the axes are sheared."""
+        return float(abs(np.linalg.det(self.affine[:3, :3])))
 
     @property
     def origin_mm(self) -> tuple[float, float, float]:
@@ -84,12 +95,12 @@ def read_scan(path: Path | str) -> Scan:
         elif path.name.lower().endswith(NIFTI):
             image = _nifti(path)
             array, affine, header = np.asanyarray(image.dataobj), image.affine, image.header
-            unit = MM.get(header.get_xyzt_units()[0], 1.0)
+            unit = _nifti_unit(header, path)
             affine, readings = _in_mm(affine, unit), (*_qform(header, unit), *_itk_reading(path))
         elif path.name.lower().endswith(READABLE):
             _check_stream(path)
             array, affine = _from_itk(sitk.ReadImage(str(path), imageIO=_itk_format(path)))
-            affine = _in_mm(affine, _nrrd_unit(path))
+            affine = _in_mm(affine, _itk_unit(path))
         else:
             raise InputError(f"{path} is no scan that can be read; give {', '.join(READABLE)} or a DICOM folder")
     while array.ndim > 3 and array.shape[-1] == 1:
@@ -164,14 +175,30 @@ def _check_stream(path: Path) -> None:
     header, rest = _text_header(path)
     if re.search(r"^encoding:\s*gz", header, re.I | re.M) and rest:
         gzip.decompress(rest)
-    elif re.search(r"^CompressedData\s*=\s*True", header, re.I | re.M) and "= LOCAL" in header:
-        zlib.decompress(rest)
+    elif re.search(r"^CompressedData\s*=\s*True", header, re.I | re.M):
+        for content in [file.read_bytes() for file in files_of(path)[1:]] or [rest]:
+            zlib.decompress(content)
 
 
-def _nrrd_unit(path: Path) -> float:
-    """Millimetres of the unit in which a NRRD header states its geometry, which ITK ignores."""
-    named = re.search(r'^(?:space )?units:\s*"([^"]*)"', _text_header(path)[0], re.M)
-    return MM.get(named[1].strip().lower(), 1.0) if named else 1.0
+def _nifti_unit(header: nib.Nifti1Header, path: Path) -> float:
+    try:
+        return _unit([header.get_xyzt_units()[0]], path)
+    except KeyError:
+        return _unit([f"unit number {int(header['xyzt_units']) & 7}"], path)
+
+
+def _itk_unit(path: Path) -> float:
+    """Of a NRRD or MetaImage file; ITK ignores it."""
+    named = re.search(r"^(?:(?:space )?units:|DistanceUnits\s*=)\s*(.*?)\s*$", _text_header(path)[0], re.M)
+    return _unit([word.strip('"') for word in named[1].split()] if named else [], path)
+
+
+def _unit(names: list[str], path: Path) -> float:
+    """Millimetres of the one unit that a header names; an `InputError` where it is unknown or differs by axis."""
+    sizes = {MM.get(name.lower()) for name in names if name} or {1.0}
+    if len(sizes) > 1 or None in sizes:
+        raise InputError(f"{path} states its geometry in {', '.join(dict.fromkeys(names))}; export it again in mm")
+    return sizes.pop()
 
 
 def files_of(path: Path) -> list[Path]:
@@ -324,15 +351,17 @@ def on_grid_of(scan: Scan, label: Scan) -> tuple[np.ndarray, float]:
     """A label in the order of its scan's voxels, and how many voxels its corners lie off; infinite for another shape.
 
     The headers count in every reading, axes may be flipped or swapped, and a label of a part of the scan is padded.
+    As it is comes first: where the forms of a header are mirror images, a label fits one of them turned, too.
     """
+    places = [Scan(scan.array, affine) for affine in (scan.affine, *scan.readings)]
+    labels = [Scan(label.array, affine) for affine in (label.affine, *label.readings)]
     best = label.array, np.inf
-    for here in (scan.affine, *scan.readings):
-        for there in (label.affine, *label.readings):
-            place = Scan(scan.array, here)
-            turned = reorient(Scan(label.array, there), orientation_of(here))
-            for one in (turned, _padded(place, turned)):
-                distance = grid_distance(place, one)
-                best = (one.array, distance) if distance < best[1] else best
+    for turned in (False, True):
+        for place, one in itertools.product(places, labels):
+            one = reorient(one, orientation_of(place.affine)) if turned else one
+            for candidate in (one, _padded(place, one)):
+                distance = grid_distance(place, candidate)
+                best = (candidate.array, distance) if distance < best[1] else best
             if best[1] <= GRID_TOLERANCE:
                 return best
     return best

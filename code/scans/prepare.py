@@ -228,7 +228,7 @@ def prepare_case(
         "intensity": _intensity(recipe.preprocessing.filled(scan.array)),
         VOXELS_KEY: _voxels_digest(scan),
         "label_values": values,
-        "label_ml": None if mask is None else float(mask.sum() * np.prod(scan.spacing_mm) * ML_PER_MM3),
+        "label_ml": None if mask is None else float(mask.sum() * scan.voxel_mm3 * ML_PER_MM3),
         "prepared_shape": list(image.shape),
         "prepared_spacing_mm": list(made.spacing_mm),
         "prepared_start": list(start),

@@ -15,6 +15,7 @@ from scans.files import (
     find_scans,
     grid_distance,
     on_grid_of,
+    orientation_of,
     read_scan,
     reorient,
     write_scan,
@@ -285,12 +286,37 @@ def test_units_are_converted(tmp_path, array, unit, mm):
     np.testing.assert_allclose(read_scan(tmp_path / "a.nii").spacing_mm, SPACING, rtol=1e-5)
 
 
-def test_units_of_nrrd_are_converted(tmp_path, array):
-    sitk.WriteImage(itk_image(array), str(tmp_path / "a.nrrd"))
-    content = (tmp_path / "a.nrrd").read_bytes()
-    units = b'\nspace units: "cm" "cm" "cm"\nsizes:'
-    (tmp_path / "a.nrrd").write_bytes(content.replace(b"\nsizes:", units, 1))
-    np.testing.assert_allclose(read_scan(tmp_path / "a.nrrd").spacing_mm, np.array(SPACING) * 10, rtol=1e-5)
+def with_line(path, array, line, before):
+    """An ITK file with a further line in its header."""
+    sitk.WriteImage(itk_image(array), str(path))
+    path.write_bytes(path.read_bytes().replace(before, line.encode() + b"\n" + before, 1))
+
+
+@pytest.mark.parametrize(
+    "name, line, mm",
+    [
+        ("a.nrrd", 'space units: "cm" "cm" "cm"', 10),
+        ("a.nrrd", 'space units: "millimetres" "" "mm"', 1),
+        ("a.mha", "DistanceUnits = cm", 10),
+        ("a.mha", "DistanceUnits = mm", 1),
+    ],
+)
+def test_units_of_nrrd_and_metaimage_are_converted(tmp_path, array, name, line, mm):
+    with_line(tmp_path / name, array, line, b"sizes:" if name == "a.nrrd" else b"DimSize")
+    np.testing.assert_allclose(read_scan(tmp_path / name).spacing_mm, np.array(SPACING) * mm, rtol=1e-5)
+
+
+@pytest.mark.parametrize("units", ['"mm" "mm" "cm"', '"in" "in" "in"', '"mm" "mm" "pixel"'])
+def test_units_that_cannot_be_converted(tmp_path, array, units):
+    with_line(tmp_path / "a.nrrd", array, f"space units: {units}", b"sizes:")
+    fault(lambda: read_scan(tmp_path / "a.nrrd"), tmp_path / "a.nrrd", units.split()[-1].strip('"'))
+
+
+def test_an_unknown_unit_number_of_nifti(tmp_path, array):
+    image = nib.Nifti1Image(array, np.eye(4))
+    image.header["xyzt_units"] = 5
+    nib.save(image, tmp_path / "a.nii")
+    fault(lambda: read_scan(tmp_path / "a.nii"), tmp_path / "a.nii", "5", " mm")
 
 
 @pytest.mark.parametrize("mm", [1e-4, 1e3])
@@ -314,6 +340,16 @@ def test_a_flipped_bit_in_a_compressed_file(tmp_path, array, name):
     content[-6 if name != "a.mha" else -2] ^= 1  # within the checksum
     (tmp_path / name).write_bytes(content)
     fault(lambda: read_scan(tmp_path / name), tmp_path / name)
+
+
+@pytest.mark.parametrize("place", ["middle", "checksum"])
+def test_a_flipped_bit_in_a_detached_compressed_file(tmp_path, array, place, capfd):
+    sitk.WriteImage(itk_image(array), str(tmp_path / "a.mhd"), useCompression=True)
+    (voxels,) = tmp_path.glob("*.zraw")
+    content = bytearray(voxels.read_bytes())
+    content[len(content) // 2 if place == "middle" else -2] ^= 1
+    voxels.write_bytes(content)
+    fault(lambda: read_scan(tmp_path / "a.mhd"), tmp_path / "a.mhd")
 
 
 # --- labels on the grid of their scan
@@ -344,6 +380,21 @@ def test_turned_labels_are_turned_back(array, code):
     label, off = on_grid_of(scan, reorient(scan, code))
     np.testing.assert_array_equal(label, array)
     assert off < 1e-9
+
+
+def test_a_label_drawn_over_forms_that_are_mirror_images_is_not_turned(tmp_path, array):
+    affine = np.diag([-1.0, 1, 1, 1])
+    affine[:3, 3] = np.array([1, -1, -1]) * (np.array(array.shape) - 1) / 2  # centred: a mirrored grid fits, too
+    image = nib.Nifti1Image(array, affine)
+    image.set_sform(affine, 2)
+    image.set_qform(np.diag([-1, 1, 1, 1]) @ affine, 1)
+    nib.save(image, tmp_path / "a.nii.gz")
+    label_over(tmp_path / "a.nii.gz", (array > 0).astype(np.uint8), tmp_path / "l.nrrd")
+    scan, drawn = read_scan(tmp_path / "a.nii.gz"), read_scan(tmp_path / "l.nrrd")
+    assert orientation_of(scan.affine) != orientation_of(drawn.affine)
+    label, off = on_grid_of(scan, drawn)
+    np.testing.assert_array_equal(label, array > 0)
+    assert off < 0.01
 
 
 def test_a_label_of_a_part_is_padded(array):

@@ -241,6 +241,15 @@ def test_a_label_that_lies_apart_is_accepted_by_a_flag(raw):
     assert prepare.prepare_case(pair_of(raw), Recipe(Preprocessing(), {}, grid_tolerance=0.5))[1].any()
 
 
+def test_the_volume_of_a_label_on_sheared_axes(raw):
+    shear = np.eye(4)
+    shear[1, 2] = 0.5  # of a tilted gantry
+    for folder in ("images", "labels"):
+        edit(raw / folder / "scan0.nii.gz", lambda array, affine: nib.Nifti1Image(array, affine @ shear))
+    _, label, record, _ = prepare.prepare_case(pair_of(raw), PLAIN)
+    np.testing.assert_allclose(record["label_ml"], np.count_nonzero(label) * 2 * 2 * 2 / 1000)
+
+
 def test_a_flipped_label_is_turned_without_loss(raw):
     expected = prepare.prepare_case(pair_of(raw), PLAIN)[1]
     flip = np.diag([-1.0, 1, 1, 1])

@@ -130,7 +130,7 @@ def test_record_makes_the_round_trip(tmp_path):
         ("{", "cannot be read"),
         ('{"spacing_mm": [1, 1]}', "three positive"),
         ('{"spacing_mm": [1, -1, 1]}', "three positive"),
-        ('{"spacing_mm": [1, "a", 1]}', "unsound"),
+        ('{"spacing_mm": [1, "a", 1]}', "invalid"),
         ('{"normalise": "minmax"}', "zscore, percentile, none"),
         ('{"percentiles": [99, 1]}', "0..100"),
         ('{"orientation": "RRS"}', "one letter each"),
@@ -138,7 +138,7 @@ def test_record_makes_the_round_trip(tmp_path):
         ('{"voxels": 3}', "unknown entry voxels"),
     ],
 )
-def test_unsound_records(tmp_path, text, word):
+def test_records_that_cannot_be_used(tmp_path, text, word):
     (tmp_path / RECORD).write_text(text)
     with pytest.raises(InputError, match=word) as caught:
         read_record(tmp_path)
