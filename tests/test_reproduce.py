@@ -14,7 +14,7 @@ import train
 from dataloaders.case_files import read_label
 from options.flags import OFFICIAL
 from paper import work
-from paper.plan import plan, systems_of
+from paper.jobs import plan, systems_of
 from paper.systems import SYSTEMS, TABLES
 from paper.work import choose_cases, claim, run_script_of
 from reproduce import main, parse_options

@@ -1,18 +1,24 @@
-"""The rows that reproduce.py has to work on: what identifies one, which are done, how long the others take."""
+"""The jobs of reproduce.py, a row at a seed: its flags, its name, whether it is done, how long the others take."""
 
 import hashlib
 import json
 import statistics
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from dataloaders.case_files import read_list
+from dataloaders.split import cases_to_test, settle
+from options.flags import list_paths
+from paper.systems import FIGURE, SYSTEMS, TABLES, System
 from runtime import runs
 from runtime.journal import read_curves
+from train import parse_options as training_options
 from utils.errors import InputError
+from utils.files import repository_path
 
 Scores = dict[str, Any]  # content of a metrics.json
 Cases = dict[str, list[str]]  # labeled, unlabeled, validation, test -> case ids
@@ -28,20 +34,92 @@ class Job:
     """One row of a table at one seed."""
 
     row: str  # key in SYSTEMS
-    name: str  # of its run, and of its folder among the kept results
+    name: str  # of its run, and of its folder among the stored results
     flags: tuple[str, ...]  # of train.py
     options: Namespace  # what train.py makes of them
-    kept: Path  # folder of the kept results
+    kept: Path  # folder of the stored results
 
     @property
     def folder(self) -> Path:
         return runs.run_folder(self.options.model_path, self.name)
 
 
+# --- which jobs there are
+
+
+def systems_of(options: Namespace) -> list[System]:
+    """The rows to work on, in the order in which they are worth having."""
+    target, only = options.target, set(options.only)
+    if target == "figure2":
+        rows = only.union(FIGURE)
+    else:
+        rows = set(TABLES.get(target, SYSTEMS))
+        rows &= only or rows
+    return [system for key, system in SYSTEMS.items() if key in rows]
+
+
+def plan(systems: Sequence[System], options: Namespace, handed_on: Sequence[str]) -> tuple[list[Job], list[System]]:
+    """Every row at every seed, its flags checked: a bad one ends the command before anything is trained.
+
+    Returns: the jobs, and the rows that cannot be planned yet because they are to train as long as another one did.
+    """
+    jobs, waiting = [], {}
+    for seed in options.seeds:
+        for system in systems:
+            flags = equal_time_flags(system, seed, options, handed_on)
+            if flags is None:
+                waiting[system.key] = system
+            else:
+                jobs.append(make_job(system, seed, options, [*handed_on, *flags]))
+    return jobs, list(waiting.values())
+
+
+def equal_time_flags(system: System, seed: int, options: Namespace, handed_on: Sequence[str]) -> list[str] | None:
+    """The length of a row that trains for as many seconds as another; None while that is not measured.
+
+    Both times are those of the stored results at the same seed, which do not change any more.
+    """
+    if system.equal_time is None:
+        return []
+    kept = [kept_scores(make_job(SYSTEMS[key], seed, options, handed_on)) for key in system.equal_time]
+    if None in kept:
+        return None
+    longer, own = kept
+    pace = own["training_seconds"] / own["iteration"]
+    return ["--max_iterations", str(max(1, round(longer["training_seconds"] / pace)))]
+
+
+def make_job(system: System, seed: int, options: Namespace, handed_on: Sequence[str]) -> Job:
+    """One row at one seed. A row's own flags come last: what makes it this row is not overruled."""
+    flags = ["--method", system.method, "--preset", options.preset, "--seed", str(seed)]
+    flags += ["--split", options.split] if options.split else []
+    flags += ["--model_path", str(repository_path(options.model_path)), *handed_on, *system.flags]
+    flags += ["--keep_checkpoints"] if options.optimistic_best_on_test else []
+    if system.all_labeled:
+        lists = list_paths(training_options([*flags, "--labelnum", "1"]))
+        flags += ["--labelnum", str(len(read_list(lists[0], "--train_list")))]
+    trained = training_options(flags)
+    own = {"method": system.method, "seed": seed, "overwrite": False, "exp": runs.default_exp(trained)}
+    for flag, value in own.items():
+        if getattr(trained, flag) != value:
+            raise InputError(f"--{flag} is not for reproduce.py, which sets it for every row; see --only and --seeds")
+    cases = {**asdict(settle(trained)), "test": cases_to_test(trained)}
+    defaults = training_options(["--method", system.method, "--preset", options.preset])
+    plain, kept = f"{system.key}_seed{seed}", repository_path(options.out) / "runs"
+    trained.exp, others = run_name(plain, trained, cases, defaults, kept)
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        print(f"{plain} is there with {', '.join(others[:3])}{more} and stays; this row is {trained.exp}")
+    return Job(system.key, trained.exp, tuple(flags), trained, kept / trained.exp)
+
+
+# --- what identifies one
+
+
 def run_name(plain: str, options: Namespace, cases: Cases, defaults: Namespace, kept: Path) -> tuple[str, list[str]]:
     """`plain`, or with a digest of options and cases if a run of others has that name already.
 
-    Args: options, settled; defaults, for flags that an older file does not know; kept, folder of the kept results.
+    Args: options, settled; defaults, for flags that an older file does not know; kept, folder of the stored results.
     Returns: the name, and what the run of the plain name has otherwise.
     """
     folders = (kept / plain, runs.run_folder(options.model_path, plain))
@@ -63,12 +141,12 @@ def differences(options: Namespace, cases: Cases, defaults: Namespace, folder: P
     others = [f"--{key} {found.get(key)}" for key, value in decisive(options).items() if found.get(key) != value]
     if (folder / runs.METRICS_JSON).exists():
         scores = read_scores(folder / runs.METRICS_JSON)
-        used = {
-            **(scores.get("trained_on") or {}),
-            "test": list(dict.fromkeys(case["case"] for case in scores["cases"])),
-        }
+        used = {**(scores.get("trained_on") or {}), "test": [case["case"] for case in scores["cases"]]}
         others += [f"other {kind} cases" for kind, ids in used.items() if set(ids) != set(cases[kind])]
     return others
+
+
+# --- what is there
 
 
 def kept_scores(job: Job) -> Scores | None:
@@ -110,9 +188,7 @@ def what_is_left(jobs: Sequence[Job], names: bool = False) -> str:
     if not paces:
         return f"{head}; no step time is measured yet"
     mean = statistics.mean(paces.values())
-    seconds = sum(
-        max(job.options.max_iterations - iterations, 0) * paces.get(job.row, mean) for job, iterations in left
-    )
+    seconds = sum(max(job.options.max_iterations - done, 0) * paces.get(job.row, mean) for job, done in left)
     guessed = len({job.row for job, _ in left} - set(paces))
     guess = f" (rows without a measured step, {guessed}, at the mean of the others)" if guessed else ""
     return f"{head}; about {timedelta(seconds=round(seconds))} of training{guess}"

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from paper.block import has_official_lists
 from paper.figure2 import load_case, write_figure
-from paper.jobs import Job, Scores, kept_scores, read_json, what_is_left
-from paper.plan import plan, systems_of
+from paper.jobs import Job, Scores, kept_scores, plan, read_json, systems_of, what_is_left
 from paper.report import write_tables_report
 from paper.systems import FIGURE, SYSTEMS, TABLES
 from paper.tables import paired_report, write_table
