@@ -8,7 +8,6 @@ code/test_LA.py ... deals the cases out to N processes.
 
 import csv
 import math
-import os
 import platform
 import re
 import sys
@@ -45,6 +44,7 @@ from runtime.distributed import ALONE, Ranks, joined
 from runtime.workers import in_order
 from utils import files
 from utils.errors import InputError, run_script
+from utils.machine import available_cores
 from utils.nifti import axes_are_lps, write_nifti
 
 POSTS = {"none": lambda mask: mask, "lcc": largest_component}
@@ -202,7 +202,7 @@ def score_workers(options: Namespace, cases: int, ranks: Ranks = ALONE) -> int:
     """How many processes score: what --score_workers says, by default what the cores of a rank allow."""
     if options.score_workers is not None:
         return min(options.score_workers, cases)
-    others = (os.cpu_count() or 1) // ranks.local_size - 1
+    others = available_cores() // ranks.local_size - 1
     return 0 if cases < FEW_CASES else min(others // 2, MAX_WORKERS)
 
 

@@ -470,13 +470,13 @@ def test_cases_scored_in_processes_give_the_same_files(make_run, flags):
 
 
 def test_how_many_processes_score(make_run, capsys, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(test_LA, "available_cores", lambda: 8)
     asked, default = Namespace(score_workers=3), Namespace(score_workers=None)
     assert [test_LA.score_workers(asked, cases) for cases in (2, 20)] == [2, 3]
     assert [test_LA.score_workers(default, cases) for cases in (7, 8)] == [0, 3]
     assert test_LA.score_workers(default, 10, Ranks(0, 2, 0, 2)) == 1
     for cores, workers in ((1, 0), (2, 0), (3, 1), (100, test_LA.MAX_WORKERS)):
-        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        monkeypatch.setattr(test_LA, "available_cores", lambda cores=cores: cores)
         assert test_LA.score_workers(default, 20) == workers
     assert "--score_workers -1" in refused(capsys, *where(make_run(), "--score_workers", "-1"))
 

@@ -1,12 +1,10 @@
 """Images of all cases and labels of the labeled ones, in memory or read from their files at each use."""
 
 import math
-import os
 from argparse import Namespace
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -16,6 +14,7 @@ from dataloaders import case_files
 from dataloaders.augment import transposed
 from utils.errors import InputError
 from utils.files import repository_path
+from utils.machine import available_cores, available_memory
 from utils.nifti import affine_ras
 from utils.resample import Size, resample, scaled_shape
 
@@ -35,7 +34,7 @@ class CaseStore:
         self.notices += self._small_volumes_notice(tuple(options.patch_size))
         self._images: dict[str, np.ndarray] = {}
         self._labels: dict[str, np.ndarray] = {}
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(8, available_cores())) as pool:
             if self.in_memory:
                 self._images = dict(zip(names, pool.map(self._decode_image, names), strict=True))
                 self._labels = dict(zip(labeled, pool.map(self._decode_label, labeled), strict=True))
@@ -128,15 +127,6 @@ def read_region(volume: np.ndarray, start: Size, size: Size, fill: float) -> np.
     region = np.full(size, fill, dtype=inside.dtype)
     region[tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start, strict=True))] = inside
     return region
-
-
-def available_memory() -> int:
-    """Bytes that can be used without swapping; files kept in the page cache count as free."""
-    try:
-        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        return int(fields["MemAvailable"].split()[0]) * 1024  # given in kB
-    except (OSError, KeyError):  # not Linux: all that is installed
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _no_room_notice() -> str:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataloaders.store import available_memory
 from evaluation.metrics import largest_component
 from inference.ensemble import PROB, SDM, Member, load_member
 from inference.onnx_export import OPSET, export_onnx
@@ -25,6 +24,7 @@ from scans import region
 from scans.files import READABLE, write_scan
 from utils import files
 from utils.errors import InputError
+from utils.machine import available_memory
 
 ONE_FILE = {".nii": "nii.gz", ".mhd": "mha"}  # formats that are written in another way than they are read
 SMALLER_BOX = f"give a smaller --roi, or {flags.LESS_WINDOW}"

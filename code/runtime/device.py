@@ -15,6 +15,7 @@ from torch import nn
 from networks.vnet import VNet
 from runtime.distributed import ALONE, Ranks
 from utils.errors import InputError
+from utils.machine import available_cores
 
 AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MIN_BF16_PATCH = 48  # at 32, oneDNN 3.12 returns garbage for 3x3x3 convolutions of the 2x2x2 map, in any layout
@@ -91,6 +92,7 @@ def place(method: nn.Module, device: torch.device, options: Namespace, ranks: Ra
     """
     if device.type == "cpu":
         keep_memory()
+        torch.set_num_threads(min(torch.get_num_threads(), available_cores()))  # PyTorch knows no quota of a container
     if device.type == "cuda":
         torch.cuda.set_device(device)  # where NCCL looks for it
     if syncs_batch_norm(options, device, ranks):

@@ -14,7 +14,7 @@ import torch
 from dataloaders import store as module
 from dataloaders.batch import BatchStream, delivered, make_loader, stream_case
 from dataloaders.case_files import case_path, read_label
-from dataloaders.store import CaseStore, available_memory, read_region
+from dataloaders.store import CaseStore, read_region
 from evaluation.metrics import evaluate
 from runtime.distributed import ALONE, Ranks
 from utils.errors import InputError
@@ -176,11 +176,6 @@ def test_workers_share_the_decoded_cases_whatever_the_default_start_method(root,
         assert_same(next(delivered(make_loader(stream, 0, 1, pin_memory=False))), stream[0])
     finally:
         multiprocessing.set_start_method(before, force=True)
-
-
-def test_no_more_workers_than_cores(root, monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
-    assert make_loader(make_stream(root, **STRONG), 0, 9, pin_memory=False).num_workers == 2
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -375,15 +370,6 @@ def test_too_little_memory_falls_back_with_one_notice(root, monkeypatch):
         assert not short.store.in_memory and len(short.store.notices) == 1 and "memory" in short.store.notices[0]
         assert_same(enough[0], short[0])
         assert not make_stream(root, cache="none", **small).store.notices
-
-
-def test_available_memory(monkeypatch):
-    assert 2**20 < available_memory() < 2**50
-    text = "MemTotal:  900 kB\nMemFree:   1 kB\nMemAvailable:   400 kB\n"
-    monkeypatch.setattr(module.Path, "read_text", lambda path: text)
-    assert available_memory() == 400 * 1024  # the page cache is not lost
-    monkeypatch.setattr(module.Path, "read_text", lambda path: "MemTotal: 900 kB")
-    assert available_memory() > 2**20
 
 
 # --- volumes smaller than the patch
