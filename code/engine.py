@@ -1,11 +1,13 @@
 """The only training loop: batch, turns (terms, sum, backward, step), after_step; log, save, resume."""
 
+import contextlib
 import dataclasses
 import math
 import signal
 import statistics
 import time
 from argparse import Namespace
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from runtime import runs
 from runtime.device import machine, memory_format, peak_memory_gib, place, precision
 from runtime.distributed import ALONE, Ranks
 from runtime.journal import Journal
+from runtime.workers import STOP_SIGNALS, affordable_workers, watched_loaders
 from utils.errors import InputError
 from utils.schedules import learning_rate
 
@@ -31,7 +34,6 @@ from utils.schedules import learning_rate
 # warm up, and with large settings its user should not wait an hour to learn that the run will take days.
 PACE = {"cuda": (5, 20), "cpu": (1, 4)}
 DAY = 24 * 3600  # seconds
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(Exception):
@@ -68,7 +70,7 @@ class Engine:
         self.seconds = 0.0  # of training steps, over all resumptions
         self.peak_memory = 0.0  # GiB, the largest of the finished parts of a resumed run
         self.best_val = -1.0
-        self._signal = 0
+        self._signal, self._waiting = 0, False
         self._step_seconds: list[float] = []
 
     # --- training
@@ -78,27 +80,54 @@ class Engine:
         self.typical_scan = store.typical_scan()
         self.ranks.share_weights(self.method)
         stream = BatchStream(self.options, store, self.split.labeled, self.split.unlabeled, self.ranks)
-        loader = make_loader(stream, self.iteration, self.options.num_workers, self.device.type == "cuda")
-        loader.worker_init_fn = _ignore_signals
+        workers, notices = affordable_workers(self.options.num_workers, stream.batch_bytes, self.ranks.local_size)
+        for line in notices:
+            journal.say(line)
+        batches = delivered(make_loader(stream, self.iteration, workers, self.device.type == "cuda"))
         handlers = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
         try:
-            self._loop(loader, journal)
+            with watched_loaders(), contextlib.closing(batches):
+                self._stoppable_loop(batches, journal)
         finally:
             if self.ranks.size == 1:  # else torchrun's signal might cut short what rank 0 still has to say
                 for number, handler in handlers.items():
                     signal.signal(number, handler)
 
+    def _stoppable_loop(self, batches: Iterator[Batch], journal: Journal) -> None:
+        try:
+            self._loop(batches, journal)
+        except Stopped:
+            journal.write_curves()
+            self.save(runs.LAST)
+            raise
+
     def _on_signal(self, number: int, frame: Any) -> None:
         self._signal = number
         if self.ranks.size == 1:  # torchrun passes on what a scheduler has sent to all already
             signal.signal(number, signal.SIG_DFL)  # a second one kills at once
+            if self._waiting:
+                raise Stopped(number)
 
-    def _loop(self, loader, journal: Journal) -> None:
+    def _awaited(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches; a signal does not wait for the next one, which may never come."""
+        while True:
+            self._waiting = True
+            try:
+                if self._signal and self.ranks.size == 1:  # it came after the last step
+                    raise Stopped(self._signal)
+                batch = next(batches, None)
+            finally:
+                self._waiting = False
+            if batch is None:
+                return
+            yield batch
+
+    def _loop(self, batches: Iterator[Batch], journal: Journal) -> None:
         options, total = self.options, self.options.max_iterations
         hidden = None if self.ranks.leads else True  # None: unless there is a terminal
         with tqdm(initial=self.iteration, total=total, unit="it", disable=hidden, dynamic_ncols=True) as bar:
             tick = time.perf_counter()
-            for batch in delivered(loader):
+            for batch in self._awaited(batches):
                 wait = time.perf_counter() - tick
                 batch = batch.to(self.device, memory_format(self.device, options.amp))
                 values = self.step(batch)
@@ -115,12 +144,11 @@ class Engine:
                     self._validate(journal)
                 if options.keep_checkpoints and self._due(options.save_every):
                     self.save(runs.weights_file(runs.iteration_name(self.iteration)))
-                stop = self.ranks.largest(self._signal)  # once: a signal during the next lines must not skip the save
-                if stop or self._due(options.save_every):
+                if stop := self.ranks.largest(self._signal):
+                    raise Stopped(stop)
+                if self._due(options.save_every):
                     journal.write_curves()
                     self.save(runs.LAST)
-                if stop:
-                    raise Stopped(stop)
                 tick = time.perf_counter()
 
     def _due(self, every: int, iteration: int | None = None) -> bool:
@@ -275,12 +303,6 @@ def _gradient_norms(terms: Terms, turn: Turn) -> dict[str, float]:
         grads = torch.autograd.grad(term.float(), own, retain_graph=True, allow_unused=True) if reached else ()
         norms[f"gradient/{name}"] = math.sqrt(sum(float(g.float().square().sum()) for g in grads if g is not None))
     return norms
-
-
-def _ignore_signals(worker: int) -> None:
-    """Ctrl-C, `timeout` and schedulers signal a whole group of processes; loader workers leave that to the engine."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _array(tensor: Tensor):

@@ -252,6 +252,34 @@ def test_ctrl_c_and_sigterm_save_and_end_with_a_clear_line(command, tmp_path, nu
     assert len(curves_of(tmp_path / "run")) == state["iteration"]
 
 
+def test_a_signal_ends_a_run_that_waits_for_a_batch(command, tmp_path, monkeypatch):
+    def load_for_ever(*arguments):
+        (tmp_path / "loading").touch()
+        time.sleep(1000)
+
+    monkeypatch.setattr(BatchStream, "__getitem__", load_for_ever)
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.5)  # seconds of patience with a loader
+    process = start(command(*ENDLESS, "--num_workers", "1"), tmp_path / "output")
+    wait_for((tmp_path / "loading").exists, process)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 128 + signal.SIGTERM
+    assert state_of(tmp_path / "run")["iteration"] == 0
+
+
+@pytest.mark.parametrize("failure", ["killed", "no room"])
+def test_a_loader_process_that_dies_is_a_sentence(command, tmp_path, monkeypatch, failure):
+    def fail(*arguments):
+        if failure == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return lambda: None  # cannot be pickled, as a batch for which there is no shared memory
+
+    monkeypatch.setattr(BatchStream, "__getitem__", fail)
+    with pytest.raises(InputError, match="--num_workers.*--resume"):
+        train.main(command(*ENDLESS, "--num_workers", "1"))
+    assert "--num_workers" in (tmp_path / "run" / runs.LOG).read_text().splitlines()[-1]
+
+
 def test_kill_9_at_any_moment_then_resume_equals_the_run_that_was_left_alone(command, tmp_path):
     flags = ("--method", "supervised", "--max_iterations", "9", "--save_every", "1")
     assert train.main(command(*flags, exp="whole")) == 0

@@ -34,6 +34,7 @@ from methods.dtml import DTML
 from options import flags
 from runtime import runs
 from runtime.device import AMP_TYPES, memory_format, place
+from runtime.workers import affordable_workers
 from train import parse_options as training_options
 from utils.errors import InputError
 
@@ -149,7 +150,8 @@ def time_wait(size: Sequence[str]) -> Row:
         engine, stream = _engine(options), stream_of(options, cases, len(cases) // 2)
         first = len(stream) - WAIT_STEPS
         tick = time.perf_counter()
-        for batch in delivered(make_loader(stream, first, options.num_workers, bench_device().type == "cuda")):
+        workers, _ = affordable_workers(options.num_workers, stream.batch_bytes)
+        for batch in delivered(make_loader(stream, first, workers, bench_device().type == "cuda")):
             waits.append(time.perf_counter() - tick)
             engine.step(batch.to(engine.device, memory_format(engine.device, options.amp)))
             steps.append(time.perf_counter() - tick)

@@ -3,7 +3,7 @@
 Labeled cases come first in a batch; labels of unlabeled cases are never opened.
 """
 
-import os
+import math
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from dataloaders.augment import apply_intensity, apply_transform, draw_transform
 from dataloaders.store import CaseStore
 from runtime.distributed import ALONE, Ranks
+from runtime.workers import begin_loader, end_loaders
 from utils.errors import InputError
 
 LABELED, UNLABELED = 0, 1  # names of the two streams in the random keys
@@ -74,6 +75,12 @@ class BatchStream(Dataset):
     def __len__(self) -> int:
         return self.options.max_iterations
 
+    @property
+    def batch_bytes(self) -> int:
+        """Of one batch: images and labels, float32."""
+        crops = self.options.batch_size + self.options.labeled_bs
+        return crops * math.prod(self.options.patch_size) * np.dtype(np.float32).itemsize
+
     def __getitem__(self, iteration: int) -> Batch:
         images, labels, cases = [], [], []
         for names, stream, count in self.streams:
@@ -97,21 +104,21 @@ def _stack(crops: list[np.ndarray]) -> Tensor:
 
 
 def make_loader(stream: BatchStream, start: int, num_workers: int, pin_memory: bool) -> DataLoader:
-    """Batches from iteration `start` on, in order; more workers than cores are not started.
+    """Batches from iteration `start` on, in order.
 
     An item may be an `InputError`: see `delivered`.
     The loader has a generator of its own: otherwise starting it would draw from the global one, and a resumed run
     would not continue with the random numbers of the checkpoint. On Linux workers are forked, whatever Python's
     default: they share the decoded cases with this process, and started in another way each would get a copy.
     """
-    workers = min(num_workers, os.cpu_count() or 1)
     return DataLoader(
         _Carrier(stream),
         None,
         sampler=range(start, len(stream)),
-        num_workers=workers,
-        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        num_workers=num_workers,
+        multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
         pin_memory=pin_memory,
+        worker_init_fn=begin_loader,
         generator=torch.Generator(),
     )
 
@@ -131,7 +138,11 @@ class _Carrier(Dataset):
 
 def delivered(loader: DataLoader) -> Iterator[Batch]:
     """The batches of a loader; an `InputError` on the way is raised here, in the main process."""
-    for item in loader:
-        if isinstance(item, InputError):
-            raise item
-        yield item
+    batches = iter(loader)
+    try:
+        for item in batches:
+            if isinstance(item, InputError):
+                raise item
+            yield item
+    finally:
+        end_loaders(batches)

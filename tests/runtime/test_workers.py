@@ -2,12 +2,14 @@
 
 import operator
 import os
+from argparse import Namespace
 from functools import partial
 
 import pytest
 
 from dataloaders.case_files import read_list
-from runtime.workers import in_order
+from runtime import workers
+from runtime.workers import affordable_workers, in_order
 from utils.errors import InputError
 
 
@@ -50,3 +52,26 @@ def test_an_error_while_items_are_made_ends_the_work():
 
     with pytest.raises(ValueError, match="no more"):
         list(in_order(abs, items(), 1, "--flag"))
+
+
+# --- loader processes
+
+
+@pytest.mark.parametrize(
+    "free, processes, started",
+    [(900, 1, 4), (899, 1, 3), (700, 1, 3), (300, 1, 1), (299, 1, 0), (0, 1, 0), (1800, 2, 4), (900, 2, 1)],
+)
+def test_shared_memory_limits_the_loader_processes(monkeypatch, tmp_path, free, processes, started):
+    """A batch takes 100 bytes: each process makes two in advance, and one is in use."""
+    monkeypatch.setattr(workers, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(workers.shutil, "disk_usage", lambda path: Namespace(free=free))
+    monkeypatch.setattr(workers, "available_cores", lambda: 8)
+    number, notices = affordable_workers(4, 100, processes)
+    assert number == started and len(notices) == (started < 4)
+    assert all(f"--num_workers {started}" in line and "--shm-size" in line for line in notices)
+
+
+def test_no_more_loader_processes_than_cores(monkeypatch, tmp_path):
+    monkeypatch.setattr(workers, "SHARED_MEMORY", tmp_path / "none")
+    monkeypatch.setattr(workers, "available_cores", lambda: 2)
+    assert affordable_workers(9, 100) == (2, []) and affordable_workers(0, 100) == (0, [])
