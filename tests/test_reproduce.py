@@ -523,7 +523,7 @@ def test_every_target_end_to_end(flags, in_process, tmp_path, capsys):
     for table in TABLES:
         with open(out / f"{table}.csv", newline="", encoding="utf-8") as file:
             lines = list(csv.DictReader(file))
-        measured = [line["method"] for line in lines if line["figures"] == "measured"]
+        measured = [line["method"] for line in lines if line["source"] == "measured"]
         assert measured == [SYSTEMS[row].name for row in TABLES[table]]
     assert all((out / f"figure2.{end}").stat().st_size > 10_000 for end in ("png", "pdf"))
     capsys.readouterr()

@@ -6,7 +6,7 @@ from typing import Any
 
 from evaluation.metrics import summarise
 from evaluation.statistics import paired_difference
-from paper.printed import PrintedRow
+from paper.systems import PrintedRow
 
 COLUMNS = {  # metric -> (heading, factor, decimals), in the order of the papers' tables
     "dice": ("Dice [%]", 100, 2),

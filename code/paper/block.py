@@ -8,7 +8,7 @@ from dataloaders.case_files import scan_list
 from dataloaders.split import cases_of_training
 from evaluation.tables import printed_table
 from options.flags import LISTS, OFFICIAL, list_paths
-from paper.printed import PrintedRow, printed_row
+from paper.systems import PrintedRow, printed_row
 
 SAME_SETTING = "the paper's row, for the same lists, preset and number of labels"
 NOT_COMPARABLE = "the paper's row on the same test scans: another setting, not comparable"

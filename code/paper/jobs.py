@@ -13,7 +13,7 @@ from typing import Any
 from dataloaders.case_files import read_list
 from dataloaders.split import cases_to_test, settle
 from options.flags import list_paths
-from paper.systems import FIGURE, SYSTEMS, TABLES, System
+from paper.systems import FIGURE, SYSTEMS, TABLES, UPPER_BOUND, System
 from runtime import runs
 from runtime.journal import read_curves
 from train import parse_options as training_options
@@ -95,7 +95,7 @@ def make_job(system: System, seed: int, options: Namespace, handed_on: Sequence[
     flags += ["--split", options.split] if options.split else []
     flags += ["--model_path", str(repository_path(options.model_path)), *handed_on, *system.flags]
     flags += ["--keep_checkpoints"] if options.optimistic_best_on_test else []
-    if system.all_labeled:
+    if system.scans == UPPER_BOUND:
         lists = list_paths(training_options([*flags, "--labelnum", "1"]))
         flags += ["--labelnum", str(len(read_list(lists[0], "--train_list")))]
     trained = training_options(flags)

@@ -10,18 +10,15 @@ import pandas as pd
 from evaluation.statistics import CONFIDENCE, PairedTest, holm, paired_test
 from evaluation.tables import COLUMNS, DISTANCES, number, text_table
 from paper.jobs import Scores
-from paper.printed import PrintedRow, printed_row
-from paper.systems import PAIRED_METRICS, PAIRS, SYSTEMS, TITLES, System
+from paper.systems import PAIRED_METRICS, PAIRS, SYSTEMS, TITLES
 from utils.files import atomic
 
 POSTS = {"none": "measured", "lcc": "measured, filtered"}
-PAPER_SCANS = (16, 64)  # labeled and unlabeled ones of the paper's rows
-UPPER_BOUND = (80, 0)
 MIN_CASES = 6  # below, no p-value: even six differences of one sign give the signed-rank test no less than 0.03
 OPTIMISTIC = "OPTIMISTIC, NOT A RESULT: Dice [%] of the checkpoint that is best on the test list"
 OPTIMISTIC_NOTE = " The last column, and it alone, is chosen on the test list: best of all checkpoints of a run."
 FLATTERED = "optimistic_dice_not_a_result"  # the same column for programs
-HEADER = ["method", "labeled", "unlabeled", "figures", *(heading for heading, _, _ in COLUMNS.values())]
+HEADER = ["method", "labeled", "unlabeled", "source", *(heading for heading, _, _ in COLUMNS.values())]
 HEADER += ["seeds", "s / step", "GiB"]
 STATISTICS = [f"{metric}_{of}" for metric in COLUMNS for of in ("mean", "sd", "missed")]
 FIELDS = [*HEADER[:4], *STATISTICS, "seconds_per_step", "memory_gib", "seeds"]
@@ -65,15 +62,14 @@ def table_frame(rows: Rows, official: bool = True, optimistic: bool = False) -> 
     """A line for each printed and each measured result, in the units of HEADER; mean and sd over seeds."""
     records = []
     for key, seeds in rows.items():
-        if official and (row := printed(SYSTEMS[key])) is not None:
-            metrics = (row.dice_percent, row.jaccard_percent, row.asd_vox, row.hd95_vox)
-            means = {f"{metric}_mean": value for metric, value in zip(COLUMNS, metrics, strict=True)}
+        if official and (row := SYSTEMS[key].printed) is not None:
+            means = {f"{metric}_mean": value for metric, value in zip(COLUMNS, row.metrics(), strict=True)}
             scans = {"labeled": row.labeled, "unlabeled": row.unlabeled}
-            records.append({"method": SYSTEMS[key].name, "figures": "printed", **scans, **means})
-        measured = [measured_record(seeds, post) | {"figures": source} for post, source in POSTS.items() if seeds]
-        records += [{"method": SYSTEMS[key].name, **record} for record in measured or [{"figures": "not run yet"}]]
+            records.append({"method": SYSTEMS[key].name, "source": "printed", **scans, **means})
+        measured = [measured_record(seeds, post) | {"source": name} for post, name in POSTS.items() if seeds]
+        records += [{"method": SYSTEMS[key].name, **record} for record in measured or [{"source": "not run yet"}]]
     frame = pd.DataFrame(records, columns=[*FIELDS, *([FLATTERED] if optimistic else [])])
-    numbers = {name: float for name in frame.columns if name not in ("method", "figures")}
+    numbers = {name: float for name in frame.columns if name not in ("method", "source")}
     return frame.astype(numbers | dict.fromkeys(COUNTS, "Int64"))
 
 
@@ -103,12 +99,6 @@ def best_on_test(seeds: Sequence[Scores], post: str) -> float:
     return 100 * sum(best) / len(best)
 
 
-def printed(system: System) -> PrintedRow | None:
-    """What the paper prints for a row; None for a row of ours."""
-    labeled, unlabeled = UPPER_BOUND if system.all_labeled else PAPER_SCANS
-    return printed_row(system.method, labeled, unlabeled if system.unlabeled else 0, system.variant)
-
-
 def cells(line: Mapping[str, Any]) -> list[str]:
     """A line as people read it, under HEADER, and OPTIMISTIC where the line has that."""
 
@@ -126,7 +116,7 @@ def cells(line: Mapping[str, Any]) -> list[str]:
 
     scans, cost = [text("labeled"), text("unlabeled")], [text("seconds_per_step", ".2f"), text("memory_gib", ".1f")]
     flattered = [text(FLATTERED, ".2f")] if FLATTERED in line else []
-    return [line["method"], *scans, line["figures"], *map(mean, COLUMNS), text("seeds"), *cost, *flattered]
+    return [line["method"], *scans, line["source"], *map(mean, COLUMNS), text("seeds"), *cost, *flattered]
 
 
 # --- notes
@@ -178,7 +168,7 @@ def _machine(scores: Scores) -> str:
 
 def sources(rows: Rows) -> str:
     """Where each printed line comes from."""
-    found = [row for key in rows if (row := printed(SYSTEMS[key]))]
+    found = [row for key in rows if (row := SYSTEMS[key].printed)]
     lines = [f"- {row.name}, {row.labeled} + {row.unlabeled}: {row.note}." for row in found]
     return "\n".join(["Sources of the printed lines:", "", *lines])
 

@@ -4,7 +4,7 @@ import pytest
 
 from evaluation.metrics import summarise
 from evaluation.tables import case_table, comparison_table, number, pick, printed_table, summary_table, text_table
-from paper.printed import printed_row
+from paper.systems import printed_row
 
 
 def score(case, dice, asd=2.0, head="seg", post="none"):

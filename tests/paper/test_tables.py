@@ -139,10 +139,10 @@ def test_write_table(rows, tmp_path):
     assert "M\\_d only" in (tmp_path / "new" / "table2.tex").read_text(encoding="utf-8")
     with open(tmp_path / "new" / "table2.csv", newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
-    assert [line["figures"] for line in lines[:3]] == ["printed", "measured", "measured, filtered"]
+    assert [line["source"] for line in lines[:3]] == ["printed", "measured", "measured, filtered"]
     assert float(lines[1]["dice_mean"]) == pytest.approx(76.0) and float(lines[1]["dice_sd"]) == pytest.approx(1.4142)
     assert lines[0]["dice_sd"] == "" and lines[1]["seconds_per_step"] == "0.5"
-    assert [line["dice_mean"] for line in lines if line["figures"] == "not run yet"] == [""]
+    assert [line["dice_mean"] for line in lines if line["source"] == "not run yet"] == [""]
 
 
 @pytest.mark.parametrize("table", TABLES)
