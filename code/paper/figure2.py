@@ -30,7 +30,7 @@ from utils.files import atomic
 TRUTH = "ground truth"
 CONTOURS = {TRUTH: (figures.LABEL_COLOR, 1.8), "prediction": (figures.PREDICTION_COLORS[0], 0.8)}  # points
 DPI = 200
-COLUMN, GUTTER, HEAD, CAPTION, FOOT, GAP = 2.1, 0.3, 0.3, 0.22, 0.5, 0.08  # inches
+COLUMN, GUTTER, HEAD, CAPTION, FOOT, GAP = 2.1, 0.3, 0.3, 0.22, 0.65, 0.08  # inches
 FACES = 200_000  # of all surfaces together, before those that look away are left out: a PDF of 2 to 4 MB
 ELEVATION = np.deg2rad(20)
 # From behind, the patient's left (+x) is on the left of the page. Rows: to the right, up, to the viewer.
@@ -78,18 +78,25 @@ def load_case(root: Path, case: str, predictions: Mapping[str, Path], title: str
 
 
 def write_figure(cases: Sequence[Case], path: Path) -> list[Path]:
-    """Write `<path>.png` and `<path>.pdf`: a row per case, a column per system. All cases have the same systems."""
+    """Write `<path>.png` and `<path>.pdf`: two rows per case, a column per system. All cases have the same systems."""
     names = [TRUTH, *cases[0].masks]
-    faces = FACES // (len(cases) * len(names))
-    surfaces = [case_surfaces(case, faces) for case in cases]
-    figure, grid = _layout(cases, surfaces, len(names))
-    for case, shown, (slices, solids) in zip(cases, surfaces, grid, strict=True):
-        _draw_slices(slices, case)
-        for ax, name, surface in zip(solids, names, shown, strict=True):
-            _draw_surface(ax, surface, case.captions.get(name, ""))
-        _write_sides(solids[0])
-    for ax, name in zip(grid[0][0], names, strict=True):
+    surfaces = [case_surfaces(case, FACES // (len(cases) * len(names))) for case in cases]
+    widest = max(case.image.shape[0] * case.spacing_mm[0] for case in cases)  # mm
+    views = [_extent([surface for surface in shown if surface is not None], widest) for shown in surfaces]
+    figure, axes = _layout(cases, views, widest, len(names))
+    for ax, name in zip(axes[0], names, strict=True):
         ax.set_title(name, fontsize=10, weight="bold")
+    for case, shown, (middle, low, high), slices, solids in zip(
+        cases, surfaces, views, axes[::2], axes[1::2], strict=True
+    ):
+        _draw_slices(slices, case)
+        title = {"transform": slices[0].transAxes, "rotation": 90, "ha": "center", "va": "center", "size": 9}
+        slices[0].text(-0.08, 0, case.title, **title)
+        for ax, name, surface in zip(solids, names, shown, strict=True):
+            ax.set(xlim=(middle - widest / 2, middle + widest / 2), ylim=(low, high))
+            _draw_surface(ax, surface, case.captions.get(name, ""))
+        for x, side in ((0.02, "L"), (0.98, "R")):  # of the patient
+            solids[0].text(x, 0.5, side, transform=solids[0].transAxes, ha="center", va="center", size=8, color="gray")
     _draw_legend(figure)
     written = [path.with_suffix(".png"), path.with_suffix(".pdf")]
     for file in written:
@@ -146,32 +153,19 @@ def surface_triangles(mask: np.ndarray, spacing_mm: Sequence[float], most: int) 
 
 
 def _layout(
-    cases: Sequence[Case], surfaces: Sequence[Sequence[Surface | None]], columns: int
-) -> tuple[Figure, list[tuple[list[Axes], list[Axes]]]]:
-    """Axes of slices and of surfaces for each case, all at one scale."""
-    sizes = [np.multiply(case.image.shape, case.spacing_mm) for case in cases]  # mm
-    widest = max(size[0] for size in sizes)
+    cases: Sequence[Case], views: Sequence[tuple[float, float, float]], widest: float, columns: int
+) -> tuple[Figure, np.ndarray]:
+    """Axes of slices and, below them, of surfaces for each case, all at one scale."""
     inch = COLUMN / widest  # per mm
-    ranges = [_extent([s for s in shown if s is not None], widest) for shown in surfaces]
-    talls = [(inch * size[1], inch * (high - low)) for size, (_, low, high) in zip(sizes, ranges, strict=True)]
+    talls = []
+    for case, (_, low, high) in zip(cases, views, strict=True):
+        talls += [inch * case.image.shape[1] * case.spacing_mm[1], inch * (high - low)]
     width = GUTTER + columns * (COLUMN + GAP)
-    height = HEAD + sum(above + below + CAPTION + GAP for above, below in talls) + FOOT
+    height = HEAD + sum(talls) + (len(talls) - 1) * CAPTION + FOOT
+    edges = {"left": GUTTER / width, "right": 1 - GAP / width, "top": 1 - HEAD / height, "bottom": FOOT / height}
+    gaps = {"wspace": GAP / COLUMN, "hspace": CAPTION / np.mean(talls), "height_ratios": talls}
     figure = Figure(figsize=(width, height), dpi=DPI)
-    grid, top = [], height - HEAD
-    for case, (above, below), (middle, low, high) in zip(cases, talls, ranges, strict=True):
-        figure.text(
-            0.1 / width, (top - (above + below) / 2) / height, case.title, rotation=90, ha="center", va="center", size=9
-        )
-        rows = []
-        for y, tall in ((top - above, above), (top - above - below, below)):
-            boxes = [(GUTTER + i * (COLUMN + GAP), y, COLUMN, tall) for i in range(columns)]
-            rows.append([figure.add_axes(np.divide(box, (width, height, width, height))) for box in boxes])
-        for ax in rows[1]:
-            ax.set(xlim=(middle - widest / 2, middle + widest / 2), ylim=(low, high))
-            ax.set_axis_off()
-        grid.append(tuple(rows))
-        top -= above + below + CAPTION + GAP
-    return figure, grid
+    return figure, figure.subplots(len(talls), columns, squeeze=False, gridspec_kw=edges | gaps)
 
 
 def _extent(surfaces: Sequence[Surface], default: float) -> tuple[float, float, float]:
@@ -202,6 +196,7 @@ def _draw_slices(axes: Sequence[Axes], case: Case) -> None:
 
 def _draw_surface(ax: Axes, surface: Surface | None, caption: str) -> None:
     """A surface and, below it, its scores."""
+    ax.set_axis_off()
     if surface is None:
         ax.text(0.5, 0.5, "empty", transform=ax.transAxes, ha="center", va="center", size=9, color="gray")
     else:  # edges of the faces' colour close the hairlines between them
@@ -209,12 +204,6 @@ def _draw_surface(ax: Axes, surface: Surface | None, caption: str) -> None:
             PolyCollection(surface.corners, facecolors=surface.colors, edgecolors=surface.colors, linewidths=0.2)
         )
     ax.text(0.5, -0.02, caption, transform=ax.transAxes, ha="center", va="top", size=8)
-
-
-def _write_sides(ax: Axes) -> None:
-    """The patient's sides, left and right of the first surface."""
-    for x, side in ((0.02, "L"), (0.98, "R")):
-        ax.text(x, 0.5, side, transform=ax.transAxes, ha="center", va="center", size=8, color="gray")
 
 
 def _draw_legend(figure: Figure) -> None:

@@ -243,7 +243,8 @@ def _label(key: str, rows: Rows) -> str:
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *lines])
+    head, *rows = (f"| {' | '.join(row)} |" for row in [header, *lines])
+    return "\n".join([head, "|" + "---|" * len(header), *rows])
 
 
 def latex(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
