@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import math
 import signal
-import statistics
 import time
 from argparse import Namespace
 from collections.abc import Iterator
@@ -34,6 +33,7 @@ from utils.schedules import learning_rate
 # warm up, and with large settings its user should not wait an hour to learn that the run will take days.
 PACE = {"cuda": (5, 20), "cpu": (1, 4)}
 DAY = 24 * 3600  # seconds
+LOSS = "loss/"  # before the name of a term in the curves
 
 
 class Stopped(Exception):
@@ -71,7 +71,8 @@ class Engine:
         self.peak_memory = 0.0  # GiB, the largest of the finished parts of a resumed run
         self.best_val = -1.0
         self._signal, self._waiting = 0, False
-        self._step_seconds: list[float] = []
+        self._unread: list[tuple[int, tuple[str, ...], dict[str, Tensor]]] = []  # iteration, cases, losses
+        self._started = self._logged = self._warm = self._now()  # of this process, of the last row, after the warm-up
 
     # --- training
 
@@ -79,7 +80,8 @@ class Engine:
         """Train up to --max_iterations. A signal, to whichever rank, saves the run and raises `Stopped` on all."""
         self.typical_scan = store.typical_scan()
         self.ranks.share_weights(self.method)
-        stream = BatchStream(self.options, store, self.split.labeled, self.split.unlabeled, self.ranks)
+        cases = self.split.labeled, self.split.unlabeled
+        stream = BatchStream(self.options, store, *cases, self.ranks, self.method.sdm_empty)
         workers, notices = affordable_workers(self.options.num_workers, stream.batch_bytes, self.ranks.local_size)
         for line in notices:
             journal.say(line)
@@ -126,17 +128,21 @@ class Engine:
         options, total = self.options, self.options.max_iterations
         hidden = None if self.ranks.leads else True  # None: unless there is a terminal
         with tqdm(initial=self.iteration, total=total, unit="it", disable=hidden, dynamic_ncols=True) as bar:
+            self._started = self._logged = self._now()
             tick = time.perf_counter()
             for batch in self._awaited(batches):
                 wait = time.perf_counter() - tick
                 batch = batch.to(self.device, memory_format(self.device, options.amp))
                 values = self.step(batch)
-                step_seconds = time.perf_counter() - tick
-                self.seconds += step_seconds
+                log = self._due(options.log_every)
+                if log or self.iteration - self._started[0] in PACE[self.device.type]:
+                    self.check_losses()
+                self.seconds += time.perf_counter() - tick
                 bar.update()
-                self._announce_pace(step_seconds, journal)
-                if self._due(options.log_every):
-                    values = {**values, "step_seconds": step_seconds, "data_wait": wait}
+                self._announce_pace(journal)
+                if log:
+                    values |= {"step_seconds": self._pace_since(self._logged), "data_wait": wait}
+                    self._logged = self._now()
                     journal.scalars(self.iteration, self.ranks.mean(values))
                 if self.ranks.leads and self._due(options.image_every):
                     journal.image(self.iteration, "training", self._picture(batch))
@@ -167,9 +173,25 @@ class Engine:
         self.method.after_step(self.iteration)
         self.ranks.share_buffers(self.method)
         self.iteration += 1
+        self.method.trained_iterations = self.iteration
+        losses = {name: value for name, value in values.items() if name.startswith(LOSS)}
+        self._unread.append((self.iteration, batch.cases, losses))
         return values | self.method.monitor
 
-    def _take_turn(self, turn: Turn, batch: Batch, rate: float) -> dict[str, float]:
+    def check_losses(self) -> None:
+        """Raise an `InputError` for the first loss since the last call that is not finite.
+
+        Here alone the CPU waits for a GPU; a step only gives it work.
+        """
+        unread, self._unread = self._unread, []
+        losses = [loss for *_, losses in unread for loss in losses.values()]
+        numbers = iter(torch.stack(losses).tolist() if losses else [])
+        for iteration, cases, names in unread:
+            values = {name.removeprefix(LOSS): next(numbers) for name in names}
+            if not math.isfinite(sum(values.values())):
+                raise self._not_finite(iteration, values, cases)
+
+    def _take_turn(self, turn: Turn, batch: Batch, rate: float) -> dict[str, float | Tensor]:
         self._open_gradients(turn)
         if turn.scheduled:
             for group in turn.optimizer.param_groups:
@@ -177,10 +199,7 @@ class Engine:
         with precision(self.device, self.options.amp):
             terms = turn.step(batch, self.iteration)
         losses = torch.stack([term.float() for term in terms.values()])
-        values = dict(zip(terms, losses.tolist(), strict=True))  # the only time in a turn that the CPU waits for a GPU
-        if not math.isfinite(sum(values.values())):
-            raise self._not_finite(values, batch)
-        logged = {f"loss/{name}": value for name, value in values.items()}
+        logged = dict(zip((f"{LOSS}{name}" for name in terms), losses.detach(), strict=True))
         if self.options.log_gradients and self._due(self.options.log_every, self.iteration + 1):
             logged |= _gradient_norms(terms, turn)
         turn.optimizer.zero_grad(set_to_none=True)
@@ -198,11 +217,10 @@ class Engine:
             for parameter in other.parameters():
                 parameter.requires_grad_(id(parameter) in own)
 
-    def _not_finite(self, losses: dict[str, float], batch: Batch) -> InputError:
+    def _not_finite(self, iteration: int, losses: dict[str, float], cases: tuple[str, ...]) -> InputError:
         bad = ", ".join(f"{name} = {value:g}" for name, value in losses.items())
-        cases = ", ".join(batch.cases)
         return InputError(
-            f"the loss is not finite in iteration {self.iteration + 1} ({bad}; cases {cases}); {self._way_back()}"
+            f"the loss is not finite in iteration {iteration} ({bad}; cases {', '.join(cases)}); {self._way_back()}"
         )
 
     def _way_back(self) -> str:
@@ -212,12 +230,22 @@ class Engine:
 
     # --- what people look at
 
-    def _announce_pace(self, step_seconds: float, journal: Journal) -> None:
-        self._step_seconds.append(step_seconds)
+    def _now(self) -> tuple[int, float]:
+        return self.iteration, self.seconds
+
+    def _pace_since(self, moment: tuple[int, float]) -> float:
+        """Seconds per iteration since then."""
+        iteration, seconds = moment
+        return (self.seconds - seconds) / (self.iteration - iteration)
+
+    def _announce_pace(self, journal: Journal) -> None:
         warm_up, timed = PACE[self.device.type]
-        if len(self._step_seconds) != timed:
+        done = self.iteration - self._started[0]
+        if done == warm_up:
+            self._warm = self._now()
+        if done != timed:
             return
-        pace = statistics.median(self._step_seconds[warm_up:])
+        pace = self._pace_since(self._warm)
         seconds = pace * (self.options.max_iterations - self.iteration)
         left = timedelta(seconds=round(seconds))
         end = (datetime.now() + left).strftime("%Y-%m-%d %H:%M")
@@ -256,6 +284,7 @@ class Engine:
         """
         if not self.ranks.leads:
             return
+        self.check_losses()
         networks = self.method.state_dict()
         bad = [key for key, value in networks.items() if value.is_floating_point() and not value.isfinite().all()]
         if bad:
@@ -270,7 +299,6 @@ class Engine:
                 "seconds": self.seconds,
                 "peak_memory_gib": max(self.peak_memory, peak_memory_gib(self.device)),
                 "machine": machine(self.device),
-                "commit": runs.commit(),
                 "world_size": self.ranks.size,
                 "best_val": self.best_val,
                 "options": vars(self.options),

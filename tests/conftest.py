@@ -27,6 +27,7 @@ from networks.layers import Pointwise
 from networks.vnet import VNet
 from train import parse_options
 from utils.errors import run_script
+from utils.sdm import signed_distance_batch
 
 PATCH = 32  # the smallest patch that every method supports
 TINY = (  # of its own lengths and rate, so that the demo can change without the tests
@@ -67,7 +68,7 @@ def tiny_options() -> Callable[..., Namespace]:
 
 @pytest.fixture(scope="session")
 def make_batch() -> Callable[..., Batch]:
-    """A seeded random batch: ellipsoid labels, images that show them; labeled cases first."""
+    """A seeded random batch: ellipsoid labels with their distance maps, images that show them; labeled cases first."""
 
     def build(labeled: int = 2, unlabeled: int = 2, size: int = PATCH, seed: int = 0) -> Batch:
         generator = torch.Generator().manual_seed(seed)
@@ -77,7 +78,8 @@ def make_batch() -> Callable[..., Batch]:
         radii = 0.4 + 0.4 * torch.rand(count, 3, 1, 1, 1, generator=generator)
         mask = ((distance / radii.square()).sum(dim=1, keepdim=True) < 1).float()  # (B, 1, W, H, D)
         image = mask + 0.3 * torch.randn(mask.shape, generator=generator)
-        return Batch(image, mask[:labeled], tuple(f"case{index}" for index in range(count)))
+        cases = tuple(f"case{index}" for index in range(count))
+        return Batch(image, mask[:labeled], cases, signed_distance_batch(mask[:labeled]))
 
     return build
 

@@ -65,7 +65,8 @@ def step_sides(size: Sequence[str], amp: str) -> tuple[Callable[[], float], Call
     image = labels + torch.randn(labels.shape, generator=torch.Generator().manual_seed(0))
     batch = Batch(image, labels[: options.labeled_bs].clone(), ("ball",) * options.batch_size).to(device)
     own_batch = batch.to(device, memory_format(device, amp))
-    reference = dtml_step(theirs.m_s, theirs.m_d, labels, engine.method.k, engine.method.consistency_weight(0))
+    weight = engine.method.consistency_weight(0)
+    reference = dtml_step(theirs.m_s, theirs.m_d, labels, engine.method.steepness(0), weight)
 
     def ours() -> float:
         return sum(float(value) for name, value in engine.step(own_batch).items() if name.startswith("loss/"))

@@ -6,7 +6,7 @@ Labeled cases come first in a batch; labels of unlabeled cases are never opened.
 import math
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +19,7 @@ from dataloaders.store import CaseStore
 from runtime.distributed import ALONE, Ranks
 from runtime.workers import begin_loader, end_loaders
 from utils.errors import InputError
+from utils.sdm import signed_distance_batch
 
 LABELED, UNLABELED = 0, 1  # names of the two streams in the random keys
 ORDER, CROP = 0, 1  # what a random key is for; without it, an order and a crop would share their random numbers
@@ -26,11 +27,15 @@ ORDER, CROP = 0, 1  # what a random key is for; without it, an order and a crop 
 
 @dataclass(frozen=True)
 class Batch:
-    """`image` (B, 1, W, H, D) float32, labeled cases first; `label` (L, 1, W, H, D) float32 in [0, 1]."""
+    """`image` (B, 1, W, H, D) float32, labeled cases first; `label` (L, 1, W, H, D) float32 in [0, 1].
+
+    `sdm` holds the signed distance maps of the labels, of their shape, for a method that asks for them.
+    """
 
     image: Tensor
     label: Tensor
     cases: tuple[str, ...]
+    sdm: Tensor | None = None
 
     @property
     def num_labeled(self) -> int:
@@ -38,12 +43,16 @@ class Batch:
 
     def to(self, device: torch.device, memory_format: torch.memory_format = torch.contiguous_format) -> "Batch":
         """The batch on a device; the image in the memory format that the networks use."""
-        image = self.image.to(device, non_blocking=True).contiguous(memory_format=memory_format)
-        return replace(self, image=image, label=self.label.to(device, non_blocking=True))
+        batch = self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        return replace(batch, image=batch.image.contiguous(memory_format=memory_format))
 
     def pin_memory(self) -> "Batch":
         """Called by the loader, for transfers that overlap with computation."""
-        return replace(self, image=self.image.pin_memory(), label=self.label.pin_memory())
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        sdm = None if self.sdm is None else change(self.sdm)
+        return replace(self, image=change(self.image), label=change(self.label), sdm=sdm)
 
 
 def stream_case(names: list[str], seed: int, stream: int, position: int) -> str:
@@ -55,8 +64,10 @@ def stream_case(names: list[str], seed: int, stream: int, position: int) -> str:
 class BatchStream(Dataset):
     """`stream[iteration]` is the batch of that iteration, for one of the ranks.
 
-    The batches of all ranks, end to end, are that of a single process with so many times --batch_size and
-    --labeled_bs: consecutive positions of both streams, so no two ranks share a crop.
+    The batches of all ranks, end to end, are that of a single process with --batch_size and --labeled_bs times the
+    number of ranks: consecutive positions of both streams, so no two ranks share a crop. With `sdm_empty`, the rule
+    for crops without foreground, a batch also holds the distance maps of its labels: workers compute them while the
+    device computes the step before.
     """
 
     def __init__(
@@ -66,7 +77,9 @@ class BatchStream(Dataset):
         labeled: list[str],
         unlabeled: list[str],
         ranks: Ranks = ALONE,
+        sdm_empty: str | None = None,
     ):
+        self.sdm_empty = sdm_empty
         self.options, self.store, self.rank, self.size = options, store, ranks.rank, ranks.size
         self.streams = [(labeled, LABELED, options.labeled_bs)]
         if options.batch_size > options.labeled_bs:
@@ -77,8 +90,8 @@ class BatchStream(Dataset):
 
     @property
     def batch_bytes(self) -> int:
-        """Of one batch: images and labels, float32."""
-        crops = self.options.batch_size + self.options.labeled_bs
+        """Of one batch: images, labels and distance maps, float32."""
+        crops = self.options.batch_size + self.options.labeled_bs * (1 if self.sdm_empty is None else 2)
         return crops * math.prod(self.options.patch_size) * np.dtype(np.float32).itemsize
 
     def __getitem__(self, iteration: int) -> Batch:
@@ -95,7 +108,9 @@ class BatchStream(Dataset):
                         apply_transform(transform, lambda *region, case=case: self.store.label(case, *region))
                     )
                 cases.append(case)
-        return Batch(_stack(images), _stack(labels), tuple(cases))
+        label = _stack(labels)
+        sdm = None if self.sdm_empty is None else signed_distance_batch(label, self.sdm_empty)
+        return Batch(_stack(images), label, tuple(cases), sdm)
 
 
 def _stack(crops: list[np.ndarray]) -> Tensor:

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from methods import METHODS
 from methods.base import Method
 from utils.errors import InputError
@@ -27,13 +25,14 @@ def trained_method(options: Namespace, state: dict[str, Any], path: Path) -> Met
     return method
 
 
-def load_networks(method: nn.Module, state: dict[str, Any], path: Path) -> None:
+def load_networks(method: Method, state: dict[str, Any], path: Path) -> None:
     """Weights of a checkpoint; one of another method or width is an `InputError`."""
     try:
         method.load_state_dict(state["networks"])
     except RuntimeError:
         was = {key: state["options"].get(key) for key in ("method", "n_filters", "norm")}
         raise InputError(f"{path} does not fit the networks of this run: it was trained with {was}") from None
+    method.trained_iterations = state["iteration"]
 
 
 def method_of(name: str, methods: Mapping[str, type[Method]], exp: str) -> type[Method]:

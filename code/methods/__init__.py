@@ -4,7 +4,7 @@ from methods.asdnet import ASDNet
 from methods.base import Method
 from methods.double_uncertainty import DoubleUncertainty
 from methods.dtc import DTC
-from methods.dtml import DTML
+from methods.dtml_variants import DTMLVariants
 from methods.sassnet import SASSNet
 from methods.supervised import Supervised
 from methods.tcse import TCSE
@@ -18,5 +18,5 @@ METHODS: dict[str, type[Method]] = {
     "sassnet": SASSNet,
     "dtc": DTC,
     "double_uncertainty": DoubleUncertainty,
-    "dtml": DTML,
+    "dtml": DTMLVariants,
 }

@@ -40,20 +40,19 @@ class Turn:
 
 
 class Method(nn.Module):
-    """Interface of all methods. Subclasses build networks in `__init__`, the only place that reads flags."""
+    """Interface of all methods. Subclasses build their networks in `__init__` and read flags from `self.options`."""
 
     uses_unlabeled: ClassVar[bool] = True
     outputs: ClassVar[tuple[str, ...]] = ("seg",)  # what `predict` can give, the reported one first
     defaults: ClassVar[dict[str, Any]] = {}  # shared flags whose default differs for this method
     presets: ClassVar[dict[str, dict[str, Any]]] = {}  # this method's own flags under a --preset
+    sdm_empty: str | None = None  # rule (--sdm_empty) of the distance maps that a batch shall hold; None: no maps
 
     def __init__(self, options: Namespace):
         super().__init__()
+        self.options = options
+        self.trained_iterations = options.max_iterations  # of the weights at hand; the engine and loading keep it true
         self.monitor: dict[str, float | Tensor] = {}  # numbers for a curve, never minimised
-        self._network = {key: getattr(options, key) for key in ("n_filters", "dropout", "norm")}
-        self._network["recompute"] = getattr(options, "recompute", False)  # of training alone: older runs lack it
-        self._optimizer = {key: getattr(options, key) for key in ("base_lr", "momentum", "weight_decay")}
-        self._optimizer_kind = options.optimizer
 
     @staticmethod
     def add_arguments(group) -> None:
@@ -68,12 +67,14 @@ class Method(nn.Module):
 
     def make_vnet(self, *heads: str, **settings: Any) -> VNet:
         """A V-Net of the width, dropout and norm that the flags ask for; `settings` are further ones."""
-        return VNet(heads, **self._network, **settings)
+        flags = {key: getattr(self.options, key) for key in ("n_filters", "dropout", "norm")}
+        recompute = getattr(self.options, "recompute", False)  # matters to training alone: older runs lack it
+        return VNet(heads, **flags, recompute=recompute, **settings)
 
     def load_pretrained(self, paths: Sequence[Path]) -> list[str]:
         """Published weights as a start: one file for every V-Net, or one for each in the order of definition.
 
-        Returns: a sentence on each network: its file, and the heads that keep their initial values.
+        Returns: a sentence on each network: its file, and the heads that start from initial values.
         """
         networks = {name: module for name, module in self.named_modules() if isinstance(module, VNet)}
         if len(paths) not in (1, len(networks)):
@@ -84,19 +85,19 @@ class Method(nn.Module):
         sentences = []
         for (name, network), path in zip(networks.items(), paths * (len(networks) // len(paths)), strict=True):
             lacking = load_published(network, path)
-            kept = f", which lacks its head {' and '.join(lacking)}: that keeps its initial values" if lacking else ""
-            sentences.append(f"{name} starts from {path}{kept}")
+            initial = f"; its head {' and '.join(lacking)} is not in there and starts from scratch" if lacking else ""
+            sentences.append(f"{name} starts from {path}{initial}")
         return sentences
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The shared optimizer (--optimizer) over some parameters; the engine sets its rate every iteration."""
-        rate, decay = self._optimizer["base_lr"], self._optimizer["weight_decay"]
-        if self._optimizer_kind == "adamw":
+        rate, decay = self.options.base_lr, self.options.weight_decay
+        if self.options.optimizer == "adamw":
             return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
-        return torch.optim.SGD(parameters, lr=rate, momentum=self._optimizer["momentum"], weight_decay=decay)
+        return torch.optim.SGD(parameters, lr=rate, momentum=self.options.momentum, weight_decay=decay)
 
     def turns(self) -> list[Turn]:
-        """The moves of one iteration, in order; called once, when the training starts."""
+        """The moves of one iteration, in order; called once, when training starts."""
         trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
         return [Turn("step", self.training_step, self.make_optimizer(trainable))]
 
@@ -108,11 +109,11 @@ class Method(nn.Module):
         """Called after the last turn of an iteration: the place of a moving average."""
 
     def predict(self, image: Tensor, outputs: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """Foreground probability of a patch, {name: (B, 1, W, H, D) float32}; only the `outputs` asked for."""
+        """Foreground probability of a patch, {name: (B, 1, W, H, D) float32}, of the given `outputs` or of all."""
         raise NotImplementedError
 
     def courses(self) -> list[str]:
-        """What changes over a training beside the rate, in words, for its log."""
+        """What changes in the course of training besides the learning rate, in words, for the log."""
         return []
 
     def signed_maps(self, image: Tensor) -> dict[str, Tensor]:
@@ -125,26 +126,24 @@ class ConsistencyMethod(Method):
 
     def __init__(self, options: Namespace):
         super().__init__(options)
-        self._consistency = options.consistency
-        stairs = options.consistency_rampup or STAIRS  # by hand: one per unit of the public codes
-        self._ramp_start = 0  # iteration; a method whose term sets in later moves it
-        self._ramp = {"length": options.ramp_iterations, "shape": options.ramp, "stairs": stairs}
-
-    def courses(self) -> list[str]:
-        start = f" from iteration {self._ramp_start} on" if self._ramp_start else ""
-        return [f"consistency rising to {self._consistency:g} over {self._ramp['length']:g}{start}"]
+        self.ramp_start, self.ramp_length = 0, options.ramp_iterations  # other ones where a term sets in later
 
     def consistency_weight(self, iteration: int) -> float:
         """lambda(t), t counted from 0."""
-        weight = self._consistency * rampup(iteration - self._ramp_start, **self._ramp)
-        self.monitor["consistency_weight"] = weight
+        stairs = self.options.consistency_rampup or STAIRS  # a length given by its flag has a stair per unit
+        ramp = rampup(iteration - self.ramp_start, self.ramp_length, self.options.ramp, stairs)
+        self.monitor["consistency_weight"] = weight = self.options.consistency * ramp
         return weight
+
+    def courses(self) -> list[str]:
+        start = f" from iteration {self.ramp_start} on" if self.ramp_start else ""
+        return [f"consistency rising to {self.options.consistency:g} over {self.ramp_length:g}{start}"]
 
 
 def require_unlabeled(options: Namespace, who: str, instead: str) -> None:
-    """Refuse a run without an unlabeled volume in every batch, for a method or flag (`who`) that needs one."""
+    """Refuse a run without an unlabeled case in every batch, for a method or flag (`who`) that needs one."""
     if options.unlabelnum == 0 or options.labeled_bs == options.batch_size:
         raise InputError(
-            f"{who} needs unlabeled volumes in every batch, but there are none (--batch_size {options.batch_size}, "
-            f"--labeled_bs {options.labeled_bs}, --unlabelnum {options.unlabelnum}); mend these flags, or {instead}"
+            f"{who} needs unlabeled cases in every batch, but there are none (--batch_size {options.batch_size}, "
+            f"--labeled_bs {options.labeled_bs}, --unlabelnum {options.unlabelnum}); change these flags, or {instead}"
         )

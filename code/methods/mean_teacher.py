@@ -3,7 +3,6 @@
 Mean Teacher is Tarvainen & Valpola, NeurIPS 2017; the details are those of UA-MT's public implementation.
 """
 
-import math
 from argparse import Namespace
 from collections.abc import Callable, Iterable
 
@@ -13,80 +12,37 @@ from torch import Tensor, nn
 from dataloaders.batch import Batch
 from methods.base import ConsistencyMethod, require_unlabeled
 from networks.ema import frozen_copy, update_ema
-from utils.errors import InputError
 from utils.losses import foreground_prob
 
 Maps = dict[str, Tensor]
 
 
 class Teacher(nn.Module):
-    """The moving average of a student as the flags ask for it. It trains along: dropout on, its own batch norm."""
+    """The moving average of a student. It stays in training mode: dropout on, batch norm by its own batch."""
 
     def __init__(self, student: nn.Module, options: Namespace):
         super().__init__()
-        _check(options)
+        self.options = options
         self.network = frozen_copy(student)
-        self.decay, self.buffers = options.ema_decay, options.ema_buffers
-        self.noise_sd, self.noise_clip = options.noise_sd, options.noise_clip
-        self.on_all = options.cons_on == "all"
 
     def sees(self, batch: Batch) -> slice:
-        """The volumes of a batch that student and teacher are compared on (--cons_on)."""
-        return slice(0 if self.on_all else batch.num_labeled, None)
+        """The crops of a batch on which student and teacher are compared (--cons_on)."""
+        return slice(0 if self.options.cons_on == "all" else batch.num_labeled, None)
 
     def perturb(self, image: Tensor) -> Tensor:
-        """The image with the teacher's noise, a fresh draw."""
-        return add_noise(image, self.noise_sd, self.noise_clip)
+        """The image with Gaussian noise, clipped, drawn anew for every voxel."""
+        noise = self.options.noise_sd * torch.randn_like(image)
+        return image + noise.clamp(-self.options.noise_clip, self.options.noise_clip)
 
     def update(self, student: nn.Module, iteration: int) -> None:
         """Follow the student: decay min(1 - 1/(t + 1), --ema_decay), so that the first update (t = 0) copies."""
-        update_ema(self.network, student, min(1 - 1 / (iteration + 1), self.decay), self.buffers)
-
-
-@torch.no_grad()
-def mean_over_passes(measure: Callable[[Tensor], Maps], image: Tensor, passes: int, group: int) -> Maps:
-    """Mean of stochastic maps over repeated passes; running sums, so memory does not grow with their number.
-
-    A call of `measure` gets the B volumes repeated as often as fits into `group` volumes: with a batch of 4, a
-    pair needs 4 calls for 8 passes, as in UA-MT. This grouping matters, because a batch norm in training mode
-    normalises by the statistics of all volumes of a call.
-
-    Args:
-        measure: (N, 1, W, H, D) -> {name: (N, C, W, H, D)}.
-        image: (B, 1, W, H, D).
-        passes: number of passes per volume.
-        group: volumes per call at most (at least B): the size of the training batch.
-    Returns: {name: (B, C, W, H, D) float32}.
-    """
-    repeats = max(1, group // len(image))
-    sums: Maps = {}
-    for first in range(0, passes, repeats):
-        count = min(repeats, passes - first)
-        for name, maps in measure(image.repeat(count, 1, 1, 1, 1)).items():
-            total = maps.float().unflatten(0, (count, len(image))).sum(dim=0)
-            sums[name] = sums[name] + total if name in sums else total
-    return {name: total / passes for name, total in sums.items()}
-
-
-def add_noise(image: Tensor, sd: float, clip: float) -> Tensor:
-    """Gaussian noise of standard deviation `sd`, clipped to [-clip, clip], drawn anew for every voxel."""
-    return image + (sd * torch.randn_like(image)).clamp(-clip, clip)
-
-
-def _check(options: Namespace) -> None:
-    if not 0 <= options.ema_decay < 1:
-        raise InputError(f"--ema_decay {options.ema_decay} must be in [0, 1)")
-    for name in ("noise_sd", "noise_clip"):
-        if not 0 <= getattr(options, name) < math.inf:
-            raise InputError(f"--{name} {getattr(options, name)} must be a number of at least 0")
-    if getattr(options, "mc_passes", 1) < 1:
-        raise InputError(f"--mc_passes {options.mc_passes} must be at least 1")
+        update_ema(self.network, student, min(1 - 1 / (iteration + 1), self.options.ema_decay))
 
 
 class MeanTeacherMethod(ConsistencyMethod):
     """A student (two-class softmax) and its exponential moving average as teacher; methods add the step.
 
-    A run is tested with the student, as in the public codes; --head teacher reports the teacher.
+    A run is tested with the student, as in the public implementations; --head teacher reports the teacher.
     """
 
     outputs = ("seg", "teacher")
@@ -104,3 +60,28 @@ class MeanTeacherMethod(ConsistencyMethod):
     def predict(self, image: Tensor, outputs: Iterable[str] | None = None) -> dict[str, Tensor]:
         networks = {"seg": self.student, "teacher": self.teacher.network}
         return {name: foreground_prob(networks[name](image)["softmax"]) for name in outputs or self.outputs}
+
+
+@torch.no_grad()
+def mean_over_passes(measure: Callable[[Tensor], Maps], image: Tensor, passes: int, group: int) -> Maps:
+    """Mean of stochastic maps over repeated passes; running sums, so memory does not grow with their number.
+
+    A call of `measure` gets the B crops repeated as often as fits into `group` crops: with a batch of 4, a pair
+    needs 4 calls for 8 passes, as in UA-MT. This grouping matters, because a batch norm in training mode
+    normalises by the statistics of all crops of a call.
+
+    Args:
+        measure: (N, 1, W, H, D) -> {name: (N, C, W, H, D)}.
+        image: (B, 1, W, H, D).
+        passes: number of passes per crop.
+        group: crops per call at most (at least B): the size of the training batch.
+    Returns: {name: (B, C, W, H, D) float32}.
+    """
+    repeats = max(1, group // len(image))
+    sums: Maps = {}
+    for first in range(0, passes, repeats):
+        count = min(repeats, passes - first)
+        for name, maps in measure(image.repeat(count, 1, 1, 1, 1)).items():
+            total = maps.float().unflatten(0, (count, len(image))).sum(dim=0)
+            sums[name] = sums[name] + total if name in sums else total
+    return {name: total / passes for name, total in sums.items()}

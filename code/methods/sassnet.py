@@ -29,33 +29,13 @@ class SASSNet(DualHeadMethod):
     defaults = {"consistency": 0.01}
     presets = {"hippocampus": {"sdm_weight": 1.0}}  # docs/results/hippocampus/preset.md
 
-    @staticmethod
-    def add_arguments(group) -> None:
-        DualHeadMethod.add_arguments(group)
-        # One weight with the shared ramp, under the name of this method's papers and under that of its public code.
-        group.add_argument(
-            "--adv_weight",
-            dest="consistency",
-            type=at_least(0.0),
-            metavar="WEIGHT",
-            help="final weight of the adversarial loss, the same as --consistency: 0.01 is the public code's for "
-            "16 labels (0.015 for 8, and 0.001 in the paper) (default: 0.01)",
-        )
-        group.add_argument("--critic_lr", type=positive, default=CRITIC_LR, help="constant Adam rate of the critic")
-
     def __init__(self, options: Namespace):
         super().__init__(options)
         require_unlabeled(options, "--method sassnet", "train --method dtc")
         self.critic = SDMCritic(CRITIC_WIDTH * options.n_filters)
-        self.critic_lr = options.critic_lr
-
-    def turns(self) -> list[Turn]:
-        return [
-            Turn("segmenter", self.training_step, self.make_optimizer(self.network.parameters())),
-            Turn("critic", self.critic_step, critic_optimizer(self.critic, self.critic_lr), scheduled=False),
-        ]
 
     def training_step(self, batch: Batch, iteration: int) -> Terms:
+        """G's turn."""
         heads = self.network(batch.image)  # (B, 1, W, H, D) each
         terms = self.supervised_terms(heads, batch)
         with evaluating(self.critic):  # a verdict without dropout
@@ -76,6 +56,27 @@ class SASSNet(DualHeadMethod):
         target = critic_target(batch)
         self.monitor["critic_accuracy"] = (verdict.argmax(dim=1) == target).float().mean()
         return {"critic": F.cross_entropy(verdict, target)}
+
+    def turns(self) -> list[Turn]:
+        optimizer = critic_optimizer(self.critic, self.options.critic_lr)
+        return [
+            Turn("segmenter", self.training_step, self.make_optimizer(self.network.parameters())),
+            Turn("critic", self.critic_step, optimizer, scheduled=False),
+        ]
+
+    @staticmethod
+    def add_arguments(group) -> None:
+        DualHeadMethod.add_arguments(group)
+        # One weight with the shared ramp, under the name of this method's papers and under that of its public code.
+        group.add_argument(
+            "--adv_weight",
+            dest="consistency",
+            type=at_least(0.0),
+            metavar="WEIGHT",
+            help="final weight of the adversarial loss, the same as --consistency: 0.01 is the public implementation's "
+            "for 16 labels (0.015 for 8, and 0.001 in the paper) (default: 0.01)",
+        )
+        group.add_argument("--critic_lr", type=positive, default=CRITIC_LR, help="constant Adam rate of the critic")
 
 
 def critic_target(batch: Batch) -> Tensor:

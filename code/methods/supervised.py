@@ -3,12 +3,11 @@
 from argparse import Namespace
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
 
 from dataloaders.batch import Batch
 from methods.base import Method, Terms
-from utils.losses import dice_ce_loss, foreground_logits
+from utils.losses import dice_ce_loss, foreground_prob
 
 
 class Supervised(Method):
@@ -25,4 +24,4 @@ class Supervised(Method):
         return {"supervised": dice_ce_loss(logits[: batch.num_labeled], batch.label)}
 
     def predict(self, image: Tensor, outputs: Iterable[str] | None = None) -> dict[str, Tensor]:
-        return {"seg": torch.sigmoid(foreground_logits(self.network(image)["softmax"]))}
+        return {"seg": foreground_prob(self.network(image)["softmax"])}

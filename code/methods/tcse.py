@@ -4,10 +4,9 @@ A student learns from Dice + cross entropy on labeled cases, and to commute with
 teacher, its moving average, sees a turned, flipped, zoomed and noisy image; its answer, brought back, is the target.
 
 The paper works on 2-D skin images, fundus photographs and CT slices; its setting for the left atrium was never
-published. Reconstructed here, after the left-atrium codes: noise, moving average, weight, and an in-plane zoom.
+published. Reconstructed here, after the left-atrium family: noise, moving average, weight, and an in-plane zoom.
 """
 
-from argparse import Namespace
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -20,12 +19,46 @@ from methods.arguments import add_teacher_arguments
 from methods.base import Terms
 from methods.mean_teacher import MeanTeacherMethod
 from options.types import share
-from utils.errors import InputError
 from utils.losses import dice_ce_loss, foreground_prob, masked_mean
 
 KINDS = ("zoom", "turns", "flips")  # the fields of Transformation
 PLANE = (1, 2)  # in-plane axes of (C, W, H, D)
 SLACK = 1e-5  # of half the field of view: rounding at its border
+
+
+class TCSE(MeanTeacherMethod):
+    """Dice + CE on labeled cases, + lambda(t) squared disagreement under transformations."""
+
+    defaults = {"consistency": 0.1, "cons_on": "all"}
+
+    def training_step(self, batch: Batch, iteration: int) -> Terms:
+        logits = self.student(batch.image)["softmax"]  # (B, 2, W, H, D)
+        seen = self.teacher.sees(batch)
+        prob = foreground_prob(logits[seen])  # (N, 1, W, H, D)
+        target, valid = self._target(batch.image[seen])  # (N, 1, W, H, D) each
+        # Both classes have the same squared difference, so its mean over them is that of the foreground.
+        disagreement = masked_mean((prob - target).square(), valid)
+        return {
+            "supervised": dice_ce_loss(logits[: batch.num_labeled], batch.label),
+            "consistency": self.consistency_weight(iteration) * disagreement,
+        }
+
+    @torch.no_grad()
+    def _target(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The teacher's probability of the transformed image, brought back, and where it is known; a pi per crop."""
+        pis = [draw_transformation(image.shape, self.options.pi, self.options.pi_zoom) for _ in image]
+        transformed = torch.stack([pi.apply(crop) for pi, crop in zip(pis, image, strict=True)])
+        prob = foreground_prob(self.teacher.network(self.teacher.perturb(transformed))["softmax"])
+        targets, valid = zip(*(pi.undo(crop) for pi, crop in zip(pis, prob, strict=True)), strict=True)
+        return torch.stack(targets), torch.stack(valid)
+
+    @staticmethod
+    def add_arguments(group) -> None:
+        add_teacher_arguments(group)
+        group.add_argument(
+            "--pi", nargs="*", choices=KINDS, default=list(KINDS), help="kinds of transformation; none: noise only"
+        )
+        group.add_argument("--pi_zoom", type=share, default=0.1, help="zoom by a factor in [1 - z, 1 + z], in-plane")
 
 
 @dataclass(frozen=True)
@@ -48,17 +81,6 @@ class Transformation:
         return _zoom(torch.rot90(volume.flip(self.flips), -self.turns, PLANE), 1 / self.zoom)
 
 
-def _zoom(volume: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-    """Zoom (C, W, H, D) in the plane; also (1, W, H, D), True where the result comes from inside the volume."""
-    if factor == 1:
-        return volume, torch.ones_like(volume[:1], dtype=torch.bool)
-    scale = torch.diag(torch.tensor([1.0, 1 / factor, 1 / factor], device=volume.device))  # order D, H, W
-    theta = F.pad(scale, (0, 1))[None]  # (1, 3, 4), no shift
-    grid = F.affine_grid(theta, [1, *volume.shape], align_corners=True)  # (1, W, H, D, 3) in [-1, 1] if inside
-    inside = (grid[..., 1:].abs() <= 1 + SLACK).all(dim=-1)
-    return F.grid_sample(volume.float()[None], grid, padding_mode="border", align_corners=True)[0], inside
-
-
 def draw_transformation(shape: torch.Size, kinds: Collection[str], zoom: float) -> Transformation:
     """A random pi for a volume (..., W, H, D): any turn, each flip or not, a factor in [1 - zoom, 1 + zoom].
 
@@ -72,56 +94,12 @@ def draw_transformation(shape: torch.Size, kinds: Collection[str], zoom: float) 
     return Transformation(**{name: value for name, value in drawn.items() if name in kinds})
 
 
-class TCSE(MeanTeacherMethod):
-    """Dice + CE on labeled cases, + lambda(t) squared disagreement under transformations."""
-
-    defaults = {"consistency": 0.1, "cons_on": "all"}
-
-    @staticmethod
-    def add_arguments(group) -> None:
-        add_teacher_arguments(group)
-        group.add_argument(
-            "--pi", nargs="*", choices=KINDS, default=list(KINDS), help="kinds of transformation; none: noise only"
-        )
-        group.add_argument("--pi_zoom", type=share, default=0.1, help="zoom by a factor in [1 - z, 1 + z], in-plane")
-        group.add_argument(
-            "--public_nograd",
-            action="store_true",
-            help="negative control: the public code's consistency term, which has no gradient",
-        )
-        group.add_argument(
-            "--public_zoom",
-            action="store_true",
-            help="negative control: the public code's zoom, made twice and undone once, so that targets are displaced",
-        )
-
-    def __init__(self, options: Namespace):
-        super().__init__(options)
-        if not 0 <= options.pi_zoom < 1:
-            raise InputError(f"--pi_zoom {options.pi_zoom} must be in [0, 1)")
-        self.kinds, self.zoom, self.no_gradient = tuple(options.pi), options.pi_zoom, options.public_nograd
-        self.zoom_twice = options.public_zoom
-
-    def training_step(self, batch: Batch, iteration: int) -> Terms:
-        logits = self.student(batch.image)["softmax"]  # (B, 2, W, H, D)
-        seen = self.teacher.sees(batch)
-        prob = foreground_prob(logits[seen])  # (N, 1, W, H, D)
-        target, valid = self._target(batch.image[seen])
-        # Both classes have the same squared difference, so its mean over them is that of the foreground.
-        disagreement = masked_mean(((prob.detach() if self.no_gradient else prob) - target).square(), valid)
-        return {
-            "supervised": dice_ce_loss(logits[: batch.num_labeled], batch.label),
-            "consistency": self.consistency_weight(iteration) * disagreement,
-        }
-
-    @torch.no_grad()
-    def _target(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """The teacher's probability of the transformed image, brought back, and where it is known; a pi per volume."""
-        pis = [draw_transformation(image.shape, self.kinds, self.zoom) for _ in image]
-        given = (
-            [Transformation(pi.zoom).apply(x) for pi, x in zip(pis, image, strict=True)] if self.zoom_twice else image
-        )
-        transformed = torch.stack([pi.apply(volume) for pi, volume in zip(pis, given, strict=True)])
-        prob = foreground_prob(self.teacher.network(self.teacher.perturb(transformed))["softmax"])
-        targets, valid = zip(*(pi.undo(volume) for pi, volume in zip(pis, prob, strict=True)), strict=True)
-        return torch.stack(targets), torch.stack(valid)  # (N, 1, W, H, D) each
+def _zoom(volume: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    """Zoom (C, W, H, D) in the plane; also (1, W, H, D), True where the result comes from inside the volume."""
+    if factor == 1:
+        return volume, torch.ones_like(volume[:1], dtype=torch.bool)
+    theta = torch.eye(3, 4, device=volume.device)  # rows D, H, W; no shift
+    theta[1:] *= 1 / factor
+    grid = F.affine_grid(theta[None], [1, *volume.shape], align_corners=True)  # (1, W, H, D, 3) in [-1, 1] if inside
+    inside = (grid[..., 1:].abs() <= 1 + SLACK).all(dim=-1)
+    return F.grid_sample(volume.float()[None], grid, padding_mode="border", align_corners=True)[0], inside

@@ -6,7 +6,6 @@ dropout and fresh noise, and the entropy of its mean prediction must lie below a
 """
 
 import math
-from argparse import Namespace
 
 import torch
 from torch import Tensor
@@ -21,44 +20,23 @@ from utils.schedules import rampup
 NORMALISERS = {"code": 1.0, "paper": 2.0}  # see --uamt_norm
 
 
-def uncertainty_threshold(iteration: int, iterations: int) -> float:
-    """H(t) = (3/4 + 1/4 exp(-5 (1 - t/T)^2)) ln 2, in nats: 0.521 at the start, ln 2 (everything passes) at the end."""
-    return (0.75 + 0.25 * rampup(iteration, iterations)) * math.log(2)
-
-
 class UAMT(MeanTeacherMethod):
     """Dice + CE on labeled cases, + lambda(t) squared disagreement where the teacher is certain."""
 
     defaults = {"consistency": 0.1, "cons_on": "unlabeled"}
 
-    @staticmethod
-    def add_arguments(group) -> None:
-        add_teacher_arguments(group, monte_carlo=True)
-        group.add_argument(
-            "--uamt_norm",
-            choices=tuple(NORMALISERS),
-            default="code",
-            help="consistency per certain voxel: mean over the two classes (public code), or sum over them (paper)",
-        )
-
-    def __init__(self, options: Namespace):
-        super().__init__(options)
-        self.passes, self.iterations = options.mc_passes, options.max_iterations
-        self.scale = NORMALISERS[options.uamt_norm]
-
-    def courses(self) -> list[str]:
-        first, last = (uncertainty_threshold(iteration, self.iterations) for iteration in (0, self.iterations))
-        return [*super().courses(), f"uncertainty threshold from {first:.3f} to {last:.3f}"]
-
     def training_step(self, batch: Batch, iteration: int) -> Terms:
         logits = self.student(batch.image)["softmax"]  # (B, 2, W, H, D)
         seen = self.teacher.sees(batch)
         image, prob = batch.image[seen], foreground_prob(logits[seen])  # (N, 1, W, H, D)
+
         target = self._noisy_pass(image)["prob"]  # one pass of its own, not the mean below
-        mean = mean_over_passes(self._noisy_pass, image, self.passes, group=len(batch.image))["prob"]
-        certain = binary_entropy(mean) < uncertainty_threshold(iteration, self.iterations)
+        passes, group = self.options.mc_passes, len(batch.image)
+        mean = mean_over_passes(self._noisy_pass, image, passes, group)["prob"]  # (N, 1, W, H, D)
+        certain = binary_entropy(mean) < uncertainty_threshold(iteration, self.options.max_iterations)
         # Both classes have the same squared difference, so its mean over them is that of the foreground.
-        disagreement = self.scale * masked_mean((prob - target).square(), certain)
+        disagreement = NORMALISERS[self.options.uamt_norm] * masked_mean((prob - target).square(), certain)
+
         self.monitor["certain"] = certain.float().mean()
         return {
             "supervised": dice_ce_loss(logits[: batch.num_labeled], batch.label),
@@ -68,3 +46,23 @@ class UAMT(MeanTeacherMethod):
     @torch.no_grad()
     def _noisy_pass(self, image: Tensor) -> Maps:
         return {"prob": foreground_prob(self.teacher.network(self.teacher.perturb(image))["softmax"])}
+
+    def courses(self) -> list[str]:
+        length = self.options.max_iterations
+        first, last = (uncertainty_threshold(iteration, length) for iteration in (0, length))
+        return [*super().courses(), f"uncertainty threshold from {first:.3f} to {last:.3f}"]
+
+    @staticmethod
+    def add_arguments(group) -> None:
+        add_teacher_arguments(group, monte_carlo=True)
+        group.add_argument(
+            "--uamt_norm",
+            choices=tuple(NORMALISERS),
+            default="code",
+            help="consistency per certain voxel: mean over the two classes (public implementation), or sum (paper)",
+        )
+
+
+def uncertainty_threshold(iteration: int, iterations: int) -> float:
+    """H(t) = (3/4 + 1/4 exp(-5 (1 - t/T)^2)) ln 2, in nats: 0.521 at the start, ln 2 (everything passes) at the end."""
+    return (0.75 + 0.25 * rampup(iteration, iterations)) * math.log(2)

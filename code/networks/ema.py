@@ -1,6 +1,6 @@
 """What the mean-teacher family shares: a frozen moving average of the student, its noise, and repeated passes.
 
-Mean Teacher is Tarvainen & Valpola, NeurIPS 2017; the details are those of UA-MT's public code.
+Mean Teacher is Tarvainen & Valpola, NeurIPS 2017; the details are those of UA-MT's public implementation.
 """
 
 import copy
@@ -15,16 +15,10 @@ def frozen_copy(network: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def update_ema(teacher: nn.Module, student: nn.Module, decay: float, buffers: bool = False) -> None:
+def update_ema(teacher: nn.Module, student: nn.Module, decay: float) -> None:
     """teacher <- decay x teacher + (1 - decay) x student, for all parameters; decay 0 copies exactly.
 
-    With `buffers` the batch-norm statistics follow as well; a counter (integer) is copied.
+    Batch-norm statistics stay the teacher's own, as in UA-MT's public implementation.
     """
-    pairs = list(zip(teacher.parameters(), student.parameters(), strict=True))
-    if buffers:
-        pairs += zip(teacher.buffers(), student.buffers(), strict=True)
-    for old, new in pairs:
-        if old.is_floating_point():
-            old.lerp_(new, 1 - decay)
-        else:
-            old.copy_(new)
+    for old, new in zip(teacher.parameters(), student.parameters(), strict=True):
+        old.lerp_(new, 1 - decay)

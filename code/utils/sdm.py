@@ -4,7 +4,7 @@ import edt
 import numpy as np
 import torch
 
-# k of DTML's Eq. 2: "as large as possible" in the papers of DTC and DTML, this value in their public code.
+# k of DTML's Eq. 2: "as large as possible" in the papers of DTC and DTML, this value in their public implementations.
 SDM_STEEPNESS = 1500.0
 EMPTY_RULES = ("sign", "zeros")
 
@@ -16,13 +16,14 @@ def signed_distance(mask: np.ndarray, empty: str = "sign") -> np.ndarray:
     side divided by its own largest distance in this crop, so the map has no unit. The inner boundary is the
     foreground voxels with a 6-neighbour in the background; where the crop cuts the object there is none. An
     object up to two voxels thick is all boundary, hence 0. After Xue et al., AAAI 2020; the same function in the
-    public code of SASSNet, DTC and DTML.
+    public implementations of SASSNet, DTC and DTML. DTML's Eq. 1 has the distance to the boundary itself, in voxels.
 
     Args:
         mask: (W, H, D), boolean, or numbers of which those above 0.5 are foreground.
-        empty: what a crop without foreground becomes: "sign" +1 everywhere, "zeros" 0 as in the public code.
-    Returns: (W, H, D), float32 in [-1, 1]; -1 everywhere for a full crop under both rules, since what the public
-        code does there is divide 0 by 0.
+        empty: what a crop without foreground becomes: "sign" +1 everywhere, "zeros" 0 as in the public
+            implementations.
+    Returns: (W, H, D), float32 in [-1, 1]; -1 everywhere for a full crop under both rules, since the public
+        implementations divide 0 by 0 there.
     """
     if empty not in EMPTY_RULES:
         raise ValueError(f"empty must be one of {EMPTY_RULES}, not {empty!r}")
@@ -39,7 +40,7 @@ def signed_distance(mask: np.ndarray, empty: str = "sign") -> np.ndarray:
     distance = edt.edt(mask.view(np.uint8) + 1, black_border=False, parallel=torch.get_num_threads())
     inside = distance * mask
     sdm = distance - inside  # what is left: the distance outside
-    # The public code first subtracts the minimum of each side; it is 0, for neither is empty.
+    # The public implementations first subtract the minimum of each side; it is 0, for neither is empty.
     sdm /= sdm.max()
     sdm -= inside / inside.max()
     sdm[inside == 1] = 0
@@ -47,18 +48,18 @@ def signed_distance(mask: np.ndarray, empty: str = "sign") -> np.ndarray:
 
 
 def signed_distance_batch(label: torch.Tensor, empty: str = "sign") -> torch.Tensor:
-    """`signed_distance` of every label of a batch, on the label's device, without a gradient.
+    """`signed_distance` of every label of a batch, on the CPU.
 
     Args: label, (L, 1, W, H, D) in [0, 1], of which label > 0.5 is the mask; `empty` as in `signed_distance`.
     Returns: (L, 1, W, H, D), float32 in [-1, 1].
     """
     if label.ndim != 5 or label.shape[1] != 1:
         raise ValueError(f"label must be (L, 1, W, H, D), not {tuple(label.shape)}")
-    masks = (label.detach() > 0.5).cpu().numpy()
+    masks = (label > 0.5).numpy()
     sdm = np.empty(masks.shape, dtype=np.float32)
     for index, mask in enumerate(masks[:, 0]):
         sdm[index, 0] = signed_distance(mask, empty)
-    return torch.from_numpy(sdm).to(label.device)
+    return torch.from_numpy(sdm)
 
 
 def prob_from_sdm(sdm: torch.Tensor, k: float) -> torch.Tensor:

@@ -6,22 +6,13 @@ import torch
 from scipy import ndimage
 from torch import nn
 
-from methods.tcse import TCSE, Transformation, draw_transformation
+from methods.tcse import KINDS, Transformation, draw_transformation
 from networks.ema import update_ema
 from utils.errors import InputError
 
 ITERATION = 150  # of 200
 SIZE = 16  # of the cubes: the smallest that the V-Net takes
 FLIPS = [(), (1,), (2,), (1, 2)]
-
-
-@pytest.fixture
-def build(tiny_options):
-    def make(*flags: str) -> TCSE:
-        torch.manual_seed(0)
-        return TCSE(tiny_options("tcse", *flags)).train()
-
-    return make
 
 
 class Pointwise(nn.Module):
@@ -72,7 +63,7 @@ def test_a_zoomed_ramp_comes_back_wherever_it_is_known(turns, flips, zoom):
 
 def test_draws_reach_all_eight_symmetries_and_the_whole_range_of_zooms():
     torch.manual_seed(0)
-    pis = [draw_transformation(torch.Size((1, 32, 32, 32)), ("turns", "flips", "zoom"), 0.1) for _ in range(300)]
+    pis = [draw_transformation(torch.Size((1, 32, 32, 32)), KINDS, 0.1) for _ in range(300)]
     marked = torch.arange(4.0).view(1, 2, 2, 1)
     images = {tuple(Transformation(1.0, pi.turns, pi.flips).apply(marked).flatten().tolist()) for pi in pis}
     assert len(images) == 8
@@ -83,17 +74,15 @@ def test_draws_reach_all_eight_symmetries_and_the_whole_range_of_zooms():
 
 def test_kinds_can_be_left_out_and_oblong_planes_keep_their_shape():
     torch.manual_seed(0)
-    oblong = [draw_transformation(torch.Size((1, 48, 32, 32)), ("turns", "flips", "zoom"), 0.1) for _ in range(50)]
+    oblong = [draw_transformation(torch.Size((1, 48, 32, 32)), KINDS, 0.1) for _ in range(50)]
     assert {pi.turns for pi in oblong} == {0, 2}
     assert all(pi.apply(torch.rand(1, 48, 32, 4)).shape == (1, 48, 32, 4) for pi in oblong[:5])
     assert draw_transformation(torch.Size((1, 32, 32, 32)), (), 0.1) == Transformation()
 
 
 def test_loss_is_zero_without_perturbation_and_has_a_gradient_otherwise(build, make_batch):
-    method, batch = build("--pi", "--noise_sd", "0", "--dropout", "0"), make_batch(size=SIZE)
-    term = method.training_step(batch, ITERATION)["consistency"]
-    assert term == 0
-
+    method, batch = build("tcse", "--pi", "--noise_sd", "0"), make_batch(size=SIZE)
+    assert method.training_step(batch, ITERATION)["consistency"] == 0
     with torch.no_grad():
         method.teacher.network.heads["softmax"].weight.add_(0.5)
     term = method.training_step(batch, ITERATION)["consistency"]
@@ -107,7 +96,7 @@ def test_loss_is_zero_without_perturbation_and_has_a_gradient_otherwise(build, m
 
 @pytest.mark.parametrize(("kinds", "tolerance"), [(["turns", "flips"], 1e-12), (["turns", "flips", "zoom"], 1e-5)])
 def test_a_network_that_commutes_with_the_transformations_has_no_loss(build, make_batch, kinds, tolerance):
-    method, batch = build("--pi", *kinds, "--noise_sd", "0"), make_batch(4, 0, size=SIZE)
+    method, batch = build("tcse", "--pi", *kinds, "--noise_sd", "0"), make_batch(4, 0, size=SIZE)
     axes = torch.meshgrid(*[torch.linspace(-0.5, 0.5, SIZE)] * 3, indexing="ij")
     image = (axes[0] + 2 * axes[1] * axes[2])[None, None].repeat(4, 1, 1, 1, 1)  # smooth: zooms hardly matter
     batch = type(batch)(image, batch.label, batch.cases)
@@ -117,7 +106,7 @@ def test_a_network_that_commutes_with_the_transformations_has_no_loss(build, mak
     assert method.training_step(batch, ITERATION)["consistency"] > 1e-3 * method.consistency_weight(ITERATION)
 
 
-def test_each_volume_gets_its_own_transformation(build, make_batch, monkeypatch):
+def test_each_case_gets_its_own_transformation(build, make_batch, monkeypatch):
     drawn = []
 
     def draw(*arguments):
@@ -125,13 +114,13 @@ def test_each_volume_gets_its_own_transformation(build, make_batch, monkeypatch)
         return drawn[-1]
 
     monkeypatch.setattr("methods.tcse.draw_transformation", draw)
-    build().training_step(make_batch(size=SIZE), 0)
-    assert len(drawn) == 4 and len({(pi.turns, pi.flips, pi.zoom) for pi in drawn}) == 4
+    build("tcse").training_step(make_batch(size=SIZE), 0)
+    assert len(drawn) == len(set(drawn)) == 4
 
 
 def test_unknown_voxels_do_not_count(build, make_batch, monkeypatch):
     """With an enlargement the loss is the mean over known voxels, whatever stands in the margin."""
-    method, batch = build("--noise_sd", "0"), make_batch(size=SIZE)
+    method, batch = build("tcse", "--noise_sd", "0"), make_batch(size=SIZE)
     method.student, method.teacher.network = Pointwise(), Pointwise()
     monkeypatch.setattr("methods.tcse.draw_transformation", lambda *_: Transformation(1.1))
     target, valid = method._target(batch.image)
@@ -141,27 +130,7 @@ def test_unknown_voxels_do_not_count(build, make_batch, monkeypatch):
     torch.testing.assert_close(term.double(), method.consistency_weight(ITERATION) * expected, rtol=1e-4, atol=0)
 
 
-def test_public_nograd_is_a_number_without_a_gradient(build, make_batch):
-    terms = build("--public_nograd").training_step(make_batch(size=SIZE), ITERATION)
-    assert not terms["consistency"].requires_grad and terms["consistency"] > 0
-    assert terms["supervised"].requires_grad
-
-
-def test_public_zoom_is_made_twice_and_undone_once(build, make_batch, monkeypatch):
-    """The teacher sees 1.21 where 1.1 was drawn, so that its answer comes back 1.1 times too large."""
-    monkeypatch.setattr("methods.tcse.draw_transformation", lambda *_: Transformation(1.1, turns=1))
-    axes = torch.meshgrid(*[torch.linspace(-0.5, 0.5, SIZE)] * 3, indexing="ij")
-    image = (axes[0] + 2 * axes[1])[None, None]  # linear, so that zooms scale it about its centre
-    prob = {}
-    for flags in ((), ("--public_zoom",)):
-        method = build("--noise_sd", "0", *flags)
-        method.teacher.network = Pointwise()
-        target, valid = method._target(image)
-        prob[flags] = torch.logit(target)[valid] / 3  # of the logits -x and 2 x
-    torch.testing.assert_close(prob["--public_zoom",], prob[()] / 1.1, atol=2e-3, rtol=0)  # interpolates sigmoids
-
-
 @pytest.mark.parametrize("zoom", ["1", "-0.1", "nan"])
 def test_a_zoom_to_nothing_is_refused(build, zoom):
     with pytest.raises(InputError, match="--pi_zoom"):
-        build("--pi_zoom", zoom)
+        build("tcse", "--pi_zoom", zoom)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from methods.mean_teacher import Teacher, add_noise, mean_over_passes
+from methods.mean_teacher import Teacher, mean_over_passes
 from methods.ua_mt import UAMT
 from networks.ema import frozen_copy, update_ema
 from utils.errors import InputError
@@ -55,14 +55,6 @@ def test_decay_0_copies_exactly(pair):
     assert same(student, teacher)
 
 
-def test_buffers_are_averaged_if_asked_for(pair):
-    student, teacher = pair
-    expected = 0.75 * teacher[1].running_mean + 0.25 * student[1].running_mean
-    update_ema(teacher, student, 0.75, buffers=True)
-    torch.testing.assert_close(teacher[1].running_mean, expected)
-    assert int(teacher[1].num_batches_tracked) == int(student[1].num_batches_tracked) == 1
-
-
 @pytest.mark.parametrize(("iteration", "decay"), [(0, 0.0), (1, 0.5), (3, 0.75), (99, 0.99), (5000, 0.99)])
 def test_the_teacher_starts_with_the_true_average(pair, tiny_options, iteration, decay):
     student, _ = pair
@@ -80,16 +72,17 @@ def test_the_teacher_is_saved_but_not_trained(tiny_options):
     assert driven == {id(p) for p in method.student.parameters()}
 
 
-def test_noise_is_clipped_normal_and_drawn_per_voxel():
+def test_noise_is_clipped_normal_and_drawn_per_voxel(tiny_options):
+    teacher, silent = (UAMT(tiny_options("ua_mt", "--noise_sd", sd)).teacher for sd in ("0.1", "0"))
     torch.manual_seed(0)
     image = torch.full((2, 1, 32, 32, 32), 5.0)
-    noise = add_noise(image, 0.1, 0.2) - image
+    noise = teacher.perturb(image) - image
     assert float(noise.abs().max()) == pytest.approx(0.2, abs=1e-6)
     assert float((noise.abs() > 0.1999).float().mean()) == pytest.approx(0.0455, abs=0.005)  # two-sided, 2 sd
     assert float(noise.mean()) == pytest.approx(0, abs=2e-3)
     assert float((noise.abs() < 0.1).float().mean()) == pytest.approx(0.6827, abs=0.01)  # 1 sd
     assert not torch.equal(noise[0], noise[1])
-    assert torch.equal(add_noise(image, 0.0, 0.2), image)
+    assert torch.equal(silent.perturb(image), image)
 
 
 @pytest.mark.parametrize(

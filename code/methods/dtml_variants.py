@@ -1,0 +1,71 @@
+"""The rows of DTML's Tables 1 and 2: M_d supervised by L_dis, and each network by itself."""
+
+from argparse import Namespace
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from dataloaders.batch import Batch
+from methods.arguments import add_sdm_empty_argument
+from methods.base import Terms
+from methods.dtml import DTML, existing
+from networks.vnet import VNet
+from utils.losses import dice_ce_loss
+
+
+class DTMLVariants(DTML):
+    """DTML as `--method dtml` runs it: the algorithm of `dtml.py`, unless a flag asks for a row of a table."""
+
+    def __init__(self, options: Namespace):
+        super().__init__(options)
+        if options.branch != "both":
+            self.outputs = (options.branch,)
+        if options.branch != "seg" and options.sdm_supervision != "mask":
+            self.sdm_empty = options.sdm_empty
+
+    def make_vnet(self, *heads: str, **settings: Any) -> VNet | None:
+        """Only the network of --branch exists."""
+        return super().make_vnet(*heads, **settings) if self.options.branch in ("both", *heads) else None
+
+    def training_step(self, batch: Batch, iteration: int) -> Terms:
+        """Table 2: a network by itself has no peer to agree with."""
+        if self.options.branch == "both":
+            return super().training_step(batch, iteration)
+        labeled = slice(batch.num_labeled)
+        if self.options.branch == "seg":
+            logits = self.m_s(batch.image)["seg"]  # (B, 1, W, H, D)
+            return {"seg": dice_ce_loss(logits[labeled], batch.label)}
+        sdm = self.m_d(batch.image)["sdm"][labeled]  # (L, 1, W, H, D)
+        l_mask = self.l_mask(sdm, batch.label, self.steepness(iteration))
+        return existing({"mask": l_mask, "dis": self.l_dis(sdm, batch.sdm)})
+
+    def l_mask(self, sdm: Tensor, label: Tensor, k: float) -> Tensor | None:
+        return None if self.options.sdm_supervision == "sdm" else super().l_mask(sdm, label, k)
+
+    def l_dis(self, sdm: Tensor, target: Tensor | None) -> Tensor | None:
+        """Table 1: mean squared difference of the maps, (L, 1, W, H, D) each."""
+        return None if self.options.sdm_supervision == "mask" else F.mse_loss(sdm, target)
+
+    def signed_maps(self, image: Tensor) -> dict[str, Tensor]:
+        return {} if self.m_d is None else super().signed_maps(image)
+
+    def courses(self) -> list[str]:
+        return super().courses() if self.options.branch == "both" else []
+
+    @staticmethod
+    def add_arguments(group) -> None:
+        group.add_argument(
+            "--branch",
+            choices=("both", "seg", "sdm"),
+            default="both",
+            help="networks to train: both (DTML), M_s only, or M_d only (Table 2; without L_con)",
+        )
+        group.add_argument(
+            "--sdm_supervision",
+            choices=("mask", "sdm", "both"),
+            default="mask",
+            help="supervision of M_d: L_mask on the soft mask, L_dis on the distance map, or both (Table 1)",
+        )
+        DTML.add_arguments(group)
+        add_sdm_empty_argument(group)
