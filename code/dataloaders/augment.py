@@ -2,7 +2,7 @@
 
 A crop is taken first and turned afterwards; for odd quarter turns it has the transposed in-plane size, so that
 non-square patches work. The result is that of turning the whole volume first and cropping it afterwards, as the
-public codes do, at a fraction of the cost.
+public implementations do, at a fraction of the cost.
 """
 
 import math
@@ -61,7 +61,7 @@ def draw_transform(rng: np.random.Generator, shape: Size, patch: Size, options: 
 
 
 def transposed(size: Size, turns: int = 1) -> Size:
-    """A size before or after so many quarter turns in the axial plane."""
+    """A size before or after a number of quarter turns in the axial plane."""
     return (size[1], size[0], size[2]) if turns % 2 else size
 
 
@@ -79,7 +79,7 @@ def _draw_start(rng: np.random.Generator, length: int, size: int, bound: str) ->
     """A uniform start along one axis; a volume shorter than the region is centred in it."""
     if length <= size:
         return -((size - length) // 2)
-    last = length - size - (bound == "exclusive")  # the public codes never reach the last start
+    last = length - size - (bound == "exclusive")  # the public implementations never reach the last start
     return int(rng.integers(last + 1))
 
 

@@ -67,7 +67,7 @@ class SASSNet(DualHeadMethod):
     @staticmethod
     def add_arguments(group) -> None:
         DualHeadMethod.add_arguments(group)
-        # One weight with the shared ramp, under the name of this method's papers and under that of its public code.
+        # One weight with the shared ramp, which has a name of its own in this method's paper.
         group.add_argument(
             "--adv_weight",
             dest="consistency",

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SLOPE = 0.2  # of the leaky ReLU, as in both public codes
-CRITIC_LR = 1e-4  # Adam, as in both public codes; not decayed
-CRITIC_BETAS = (0.9, 0.99)  # SASSNet's public code
+SLOPE = 0.2  # of the leaky ReLU, as in both public implementations
+CRITIC_LR = 1e-4  # Adam, as in both public implementations; not decayed
+CRITIC_BETAS = (0.9, 0.99)  # SASSNet's public implementation
 
 
 class SDMCritic(nn.Module):
@@ -49,25 +49,25 @@ class ConfidenceNet(nn.Module):
     """ASDNet's confidence network: where does this segmentation look like a ground truth?
 
     Three halvings and three doublings with additive skips. Each doubling takes the output of the one below; in
-    the public code each takes the encoder's tensor instead, so that only its two upper levels have any effect.
-    Batch norm always uses the statistics of the maps at hand, real or predicted, as it does in the public code,
-    which never leaves training mode; keeping no running ones, the network is not altered by being asked.
+    the public implementation each takes the encoder's tensor instead, so that only its two upper levels have any
+    effect. Batch norm always uses the statistics of the maps at hand, real or predicted, as in the public
+    implementation, which never leaves training mode; keeping no running ones, the network does not change when it
+    is asked.
 
-    Args: n_filters, channels at full resolution, doubled at each of the three levels below; in_channels, 3 if the
-        image stands beside the probabilities of both classes.
+    Args: n_filters, channels at full resolution, doubled at each of the three levels below.
     """
 
-    def __init__(self, n_filters: int = 32, in_channels: int = 2):
+    def __init__(self, n_filters: int = 32):
         super().__init__()
         steps = list(pairwise(n_filters * 2**level for level in range(4)))
-        self.stem = nn.Conv3d(in_channels, n_filters, 3, padding=1)
+        self.stem = nn.Conv3d(2, n_filters, 3, padding=1)
         self.down = nn.ModuleList(nn.Conv3d(a, b, 4, stride=2, padding=1) for a, b in steps)
         self.up = nn.ModuleList(nn.ConvTranspose3d(b, a, 4, stride=2, padding=1) for a, b in reversed(steps))
         self.norm = nn.ModuleList(nn.BatchNorm3d(a, track_running_stats=False) for a, _ in reversed(steps))
         self.head = nn.Conv3d(n_filters, 1, 1)
 
     def forward(self, prob: Tensor) -> Tensor:
-        """Args: prob, (B, in_channels, W, H, D), background and foreground first, each axis at least 16.
+        """Args: prob, (B, 2, W, H, D), background and foreground, each axis at least 16.
 
         Returns: (B, 1, W, H, D) float32 logits, whose sigmoid is the confidence map.
         """

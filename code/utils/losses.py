@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SMOOTH = 1e-5  # added to both sides of the Dice ratio, as in the public codes
+SMOOTH = 1e-5  # added to both sides of the Dice ratio, as in the public implementations
 
 
 def foreground_logits(logits: Tensor) -> Tensor:
@@ -39,8 +39,8 @@ def _checked(prediction: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     return prediction.float(), label.float()
 
 
-EPSILON = 1e-6  # inside the logarithm of an entropy, as in UA-MT's public code
-NO_VOXEL = 1e-16  # keeps the mean over no voxel at 0, as in UA-MT's public code
+EPSILON = 1e-6  # inside the logarithm of an entropy, as in UA-MT's public implementation
+NO_VOXEL = 1e-16  # keeps the mean over no voxel at 0, as in UA-MT's public implementation
 
 
 def foreground_prob(logits: Tensor) -> Tensor:

@@ -2,9 +2,9 @@
 
 import math
 
-RAMP_UNIT = 150  # iterations per unit of --consistency_rampup in the public codes ("epoch = iteration // 150")
+RAMP_UNIT = 150  # iterations per unit of --consistency_rampup; "epoch = iteration // 150" in the public implementations
 RAMP_STEEPNESS = 5.0  # exp(-5 (1 - t)^2), Laine & Aila, ICLR 2017
-STAIRS = 40  # of a ramp over the public codes' 6000 iterations: 6000 / 150
+STAIRS = 40  # of a ramp over the 6000 iterations of the public implementations: 6000 / 150
 
 
 def rampup(iteration: float, length: float, shape: str = "smooth", stairs: float = STAIRS) -> float:
@@ -13,7 +13,7 @@ def rampup(iteration: float, length: float, shape: str = "smooth", stairs: float
     Args:
         iteration: t, counted from 0.
         length: T in iterations; 0 means no ramp.
-        shape: `smooth`, or `stairs` of the public codes (0.9969 on the last of 40).
+        shape: `smooth`, or `stairs` of the public implementations (0.9969 on the last of 40).
         stairs: how many there are over T.
     """
     if length <= 0:
