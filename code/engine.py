@@ -299,6 +299,7 @@ class Engine:
                 "seconds": self.seconds,
                 "peak_memory_gib": max(self.peak_memory, peak_memory_gib(self.device)),
                 "machine": machine(self.device),
+                "commit": runs.commit(),
                 "world_size": self.ranks.size,
                 "best_val": self.best_val,
                 "options": vars(self.options),

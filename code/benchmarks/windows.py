@@ -13,12 +13,13 @@ from tqdm import tqdm
 from dataloaders import case_files
 from evaluation.metrics import evaluate, summarise
 from evaluation.tables import text_table
+from inference.scoring import valid_cases
 from inference.trained import reported_output, trained_method
 from inference.windows import THRESHOLD, predict_volume
 from methods.base import Method
 from runtime import runs
 from runtime.device import pick_device, place
-from test_LA import make_parser, parse_options, sound_cases
+from test_LA import make_parser, parse_options
 from utils.errors import InputError
 from utils.files import repository_path
 
@@ -65,7 +66,7 @@ def compare_windows(argv: Sequence[str]) -> list[dict[str, Any]]:
     first = next(iter(options.values()))
     method, device = trained_method(first, state, path), pick_device(first)
     scores: dict[str, list[dict[str, float]]] = {name: [] for name in options}
-    for case in tqdm(sound_cases(first, state), unit="case", disable=None):
+    for case in tqdm(valid_cases(first, state), unit="case", disable=None):
         for name, row in options.items():
             scores[name].append(_score(place(method, device, row), case, row, device))
     return [_row(name, found, next(iter(scores.values()))) for name, found in scores.items()]

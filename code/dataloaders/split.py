@@ -1,12 +1,13 @@
 """Which cases are labeled, unlabeled, held out for validation, and tested."""
 
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dataloaders.case_files import read_list, same_scans
-from options.flags import list_paths
+from dataloaders.case_files import read_list, same_scans, scan_list
+from options.flags import LISTS, OFFICIAL, list_paths
 from utils.errors import InputError
 from utils.files import repository_path
 
@@ -90,6 +91,12 @@ def refuse_copies(root: Path, train: list[str], test: list[str]) -> None:
             raise InputError(
                 f"test case {other} is training case {one} under another id; take it out of --train_list or --test_list"
             )
+
+
+def are_official(trained: Sequence[str], tested: Sequence[str]) -> bool:
+    """Whether a run was trained on training scans, and tested on the test scans, of the challenge's lists."""
+    train, test = (scan_list(OFFICIAL / name, "")[0] for name in LISTS)
+    return bool(trained) and set(trained) <= set(train) and set(tested) == set(test)
 
 
 def cases_of_training(state: dict[str, Any]) -> list[str]:

@@ -1,16 +1,14 @@
 """One self-contained HTML page on tested runs: tables, distributions, slices, surfaces, curves. Opens offline.
 
 The page is made from what a test has written (metrics.json, curves.csv, predictions) and, for its slices, from the
-scans. Its parts lie in reporting/page/; plotly draws the plots, from a copy within the page.
+scans. Its parts lie in evaluation/page/; plotly draws the plots, from a copy within the page.
 """
 
 import base64
 import gzip
 import html
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from plotly.offline import get_plotlyjs
 
 from dataloaders import case_files
 from evaluation.colors import look
+from evaluation.comparison import TestedRun
 from evaluation.figures import LABEL, LABEL_COLOR, SCALE_BARS_MM, gray_window
 from evaluation.metrics import summarise
 from evaluation.surfaces import mesh, sample, signed_surface_distance
@@ -46,37 +45,12 @@ LOW_IS_GOOD = ("asd_vox", "hd95_vox")
 COSTS = ("iteration", "training_seconds", "peak_memory_gib", "test_seconds")
 
 
-@dataclass(frozen=True)
-class System:
-    """A tested run on the page."""
-
-    name: str
-    scores: Mapping[str, Any]  # the content of its metrics.json
-    folder: Path  # of its curves.csv
-    printed: str = ""  # the paper's figures with their heading, as text; kept apart from the summary
-    masks: Path | None = None  # folder of its predictions, where they are kept
-
-    @cached_property
-    def rows(self) -> list[dict[str, Any]]:
-        """Scores of every case, output and post-processing; a distance that is undefined is NaN."""
-        return [{k: np.nan if v is None else v for k, v in row.items()} for row in self.scores["cases"]]
-
-    @cached_property
-    def reported(self) -> dict[str, dict[str, Any]]:
-        """Case -> scores of the reported output."""
-        kind = self.scores["reported"]["head"], self.scores["reported"]["post"]
-        return {row["case"]: row for row in pick(self.rows, *kind)}
-
-
-def write_report(
-    path: Path, title: str, systems: Sequence[System], root: Path | None = None, blocks: Sequence[str] = ()
-) -> None:
+def write_report(path: Path, title: str, systems: Sequence[TestedRun], blocks: Sequence[str] = ()) -> None:
     """Write the page, whole or not at all.
 
     Args:
         systems: the runs, the one that differences are taken to first.
-        root: folder of the scans, for slices and surfaces; without it the page has none.
-        blocks: texts to show as they are below the summary, beside the printed figures of the systems.
+        blocks: texts to show as they are below the summary.
     """
     cases = list(dict.fromkeys(case for system in systems for case in system.reported))
     data = {
@@ -88,14 +62,14 @@ def write_report(
         "cases": [{"id": case, "scores": [_scores(system, case) for system in systems]} for case in cases],
         "label": {"name": LABEL, "color": LABEL_COLOR},
         "bars": SCALE_BARS_MM,
-        "volumes": None if root is None else {case: _volume(root, case, systems) for case in cases},
+        "volumes": {case: _volume(case, systems) for case in cases} if all(s.root for s in systems) else None,
     }
     page = (PAGE / "report.html").read_text(encoding="utf-8")
     parts = {
         "title": html.escape(title),
         "subtitle": html.escape(f"{len(cases)} cases; {_scans(systems)}"),
         "summary": _summary(systems),
-        "paper": _printed([*blocks, *(system.printed for system in systems)]),
+        "paper": _printed(blocks),
         "provenance": "".join(map(_provenance, systems)),
         "css": (PAGE / "report.css").read_text(encoding="utf-8"),
         "data": json.dumps(data, allow_nan=False).replace("</", "<\\/"),
@@ -111,10 +85,10 @@ def write_report(
 # --- tables
 
 
-def _scans(systems: Sequence[System]) -> str:
-    options = systems[0].scores["options"]
-    seeds = {system.scores["options"].get("seed") for system in systems}
-    several = f"{len(systems)} runs" if len(systems) > 1 else f"iteration {systems[0].scores['iteration']}"
+def _scans(systems: Sequence[TestedRun]) -> str:
+    options = systems[0].content["options"]
+    seeds = {system.content["options"].get("seed") for system in systems}
+    several = f"{len(systems)} runs" if len(systems) > 1 else f"iteration {systems[0].content['iteration']}"
     seed = f", seed {options.get('seed')}" if len(seeds) == 1 else ""
     return f"preset {options.get('preset')}, lists {options.get('split')}{seed}; {several}"
 
@@ -127,11 +101,11 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="scroll"><table><thead>{line(header, "th")}</thead><tbody>{body}</tbody></table></div>'
 
 
-def _summary(systems: Sequence[System]) -> str:
+def _summary(systems: Sequence[TestedRun]) -> str:
     """mean ± sd of every run, output and post-processing."""
     rows = []
     for system in systems:
-        scores, reported = system.rows, system.scores["reported"]
+        scores, reported = system.scores, system.content["reported"]
         for head, post in dict.fromkeys((row["head"], row["post"]) for row in scores):
             summary = summarise(pick(scores, head, post))
             star = " ★" if (head, post) == (reported["head"], reported["post"]) else ""
@@ -154,8 +128,8 @@ def _paragraph(text: str) -> str:
     return f"<{tag}>{html.escape(text)}</{tag}>"
 
 
-def _provenance(system: System) -> str:
-    scores = system.scores
+def _provenance(system: TestedRun) -> str:
+    scores = system.content
     facts = {key: scores.get(key) for key in COSTS} | {"training_machine": scores.get("training_machine")}
     facts |= {"test_machine": scores.get("test_machine"), "versions": scores.get("versions")}
     lines = [f"{key}: {value}" for key, value in {**facts, **scores["options"]}.items()]
@@ -167,7 +141,7 @@ def _provenance(system: System) -> str:
 # --- data of the script
 
 
-def _system(system: System, index: int) -> dict[str, Any]:
+def _system(system: TestedRun, index: int) -> dict[str, Any]:
     return {"name": system.name, **look(index), "curves": _curves(system.folder)}
 
 
@@ -179,7 +153,7 @@ def _curves(folder: Path) -> dict[str, list[float | None]]:
     return {name: [_number(row.get(name, np.nan)) for row in rows] for name in names}
 
 
-def _scores(system: System, case: str) -> dict[str, float | None] | None:
+def _scores(system: TestedRun, case: str) -> dict[str, float | None] | None:
     row = system.reported.get(case)
     return {key: _number(row[key]) for key in COLUMNS} if row else None
 
@@ -188,11 +162,15 @@ def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _volume(root: Path, case: str, systems: Sequence[System]) -> dict[str, Any]:
-    """A scan, its masks and their surfaces, packed; a mask that was not written is None."""
+def _volume(case: str, systems: Sequence[TestedRun]) -> dict[str, Any]:
+    """A scan, its masks and their surfaces, packed; None for a mask that was not written or is on another grid.
+
+    Scan and label are those of the first run that was tested on the case.
+    """
+    root = next(system.root for system in systems if case in system.reported)
     image, (spacing, _, direction) = case_files.read_image(root, case), case_files.read_geometry(root, case)
     label = case_files.read_label(root, case) > 0
-    masks = [label, *(_prediction(system.masks, case) for system in systems)]
+    masks = [label, *(_prediction(system.masks, case, label.shape) for system in systems)]
     distance = signed_surface_distance(label) if label.any() and not label.all() else np.zeros(label.shape)
     low, high = gray_window(image)
     levels = np.clip((image - low) / (high - low) * (GRAYS - 1), 0, GRAYS - 1).round().astype(np.uint8)
@@ -207,9 +185,12 @@ def _volume(root: Path, case: str, systems: Sequence[System]) -> dict[str, Any]:
     }
 
 
-def _prediction(folder: Path | None, case: str) -> np.ndarray | None:
+def _prediction(folder: Path | None, case: str, shape: Sequence[int]) -> np.ndarray | None:
     path = folder and folder / f"{case}.nii.gz"
-    return np.asarray(nib.load(path).dataobj) > 0 if path and path.exists() else None
+    if path is None or not path.exists():
+        return None
+    mask = np.asarray(nib.load(path).dataobj) > 0
+    return mask if mask.shape == shape else None
 
 
 def _centre(label: np.ndarray) -> list[int]:

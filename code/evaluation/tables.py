@@ -1,12 +1,10 @@
-"""Scores as text: a row per case, mean and spread, the paper's row kept apart, runs side by side."""
+"""Scores of a run as text: a row per case, mean and spread."""
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from evaluation.metrics import summarise
-from evaluation.statistics import paired_difference
-from paper.systems import PrintedRow
 
 COLUMNS = {  # metric -> (heading, factor, decimals), in the order of the papers' tables
     "dice": ("Dice [%]", 100, 2),
@@ -15,6 +13,8 @@ COLUMNS = {  # metric -> (heading, factor, decimals), in the order of the papers
     "hd95_vox": ("95HD [vox]", 1, 2),
 }
 DISTANCES = ("asd_vox", "hd95_vox")  # undefined for a case with one empty mask
+WITH_MM = COLUMNS | {"asd_mm": ("ASD [mm]", 1, 2), "hd95_mm": ("95HD [mm]", 1, 2)}
+FILTER_NAMES = {"none": "no filter", "lcc": "largest component"}  # of a prediction, as tables call them
 Score = dict[str, Any]
 
 
@@ -34,13 +34,13 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def number(metric: str, value: float) -> str:
     """A value in the metric's unit; a dash where it is undefined."""
-    _, factor, decimals = COLUMNS[metric]
+    _, factor, decimals = WITH_MM[metric]
     return "-" if not math.isfinite(value) else f"{factor * value:.{decimals}f}"
 
 
 def mean_sd(metric: str, summary: dict[str, float]) -> str:
-    """mean ± sd over the cases where the metric is defined; a distance always says how many were missed."""
-    missed = f" ({summary['missed']} missed)" if metric in DISTANCES else ""
+    """mean ± sd over the cases where the metric is defined, and how many were missed."""
+    missed = f" ({summary['missed']} missed)" if summary["missed"] else ""
     return f"{number(metric, summary['mean'])} ± {number(metric, summary['sd'])}{missed}"
 
 
@@ -49,55 +49,29 @@ def pick(scores: Sequence[Score], head: str, post: str) -> list[Score]:
     return [score for score in scores if (score["head"], score["post"]) == (head, post)]
 
 
+def columns_of(scores: Sequence[Score]) -> dict[str, str]:
+    """The metrics that scores have, with their headings; old ones lack those in mm."""
+    return {metric: heading for metric, (heading, _, _) in WITH_MM.items() if metric in scores[0]}
+
+
 def case_table(scores: Sequence[Score], head: str, post: str) -> str:
     """A row per case of the reported output, then mean ± sd over cases."""
-    chosen = pick(scores, head, post)
-    rows = [[score["case"], *(number(metric, score[metric]) for metric in COLUMNS)] for score in chosen]
+    chosen, columns = pick(scores, head, post), columns_of(scores)
+    rows = [[score["case"], *(number(metric, score[metric]) for metric in columns)] for score in chosen]
     summary = summarise(chosen)
-    rows.append(["mean ± sd", *(mean_sd(metric, summary[metric]) for metric in COLUMNS)])
-    return text_table(["case", *(heading for heading, _, _ in COLUMNS.values())], rows)
+    rows.append(["mean ± sd", *(mean_sd(metric, summary[metric]) for metric in columns)])
+    return text_table(["case", *columns.values()], rows)
+
+
+def summary_rows(scores: Sequence[Score]) -> list[list[str]]:
+    """mean ± sd of every output, with and without the largest-component filter."""
+    rows = []
+    for head, post in dict.fromkeys((score["head"], score["post"]) for score in scores):
+        summary = summarise(pick(scores, head, post))
+        rows.append([head, FILTER_NAMES[post], *(mean_sd(metric, summary[metric]) for metric in columns_of(scores))])
+    return rows
 
 
 def summary_table(scores: Sequence[Score]) -> str:
-    """mean ± sd of every output, with and without the largest-component filter."""
-    kinds = dict.fromkeys((score["head"], score["post"]) for score in scores)
-    rows = []
-    for head, post in kinds:
-        summary = summarise(pick(scores, head, post))
-        rows.append([f"{head}, {post}", *(mean_sd(metric, summary[metric]) for metric in COLUMNS)])
-    return text_table(["output, post", *(heading for heading, _, _ in COLUMNS.values())], rows)
-
-
-def printed_table(row: PrintedRow) -> str:
-    """The paper's figures, headed so that nobody takes them for ours."""
-    figures = (row.dice_percent, row.jaccard_percent, row.asd_vox, row.hd95_vox)
-    label = f"{row.name}, {row.labeled} labeled + {row.unlabeled} unlabeled"
-    return text_table(
-        ["as printed", *(heading for heading, _, _ in COLUMNS.values())], [[label, *(f"{x:.2f}" for x in figures)]]
-    )
-
-
-def comparison_table(runs: dict[str, list[Score]]) -> str:
-    """Runs side by side; from the second on, the paired difference in Dice to the first with its 95 % interval."""
-    (_, first), *_ = runs.items()
-    rows = []
-    for name, scores in runs.items():
-        summary = summarise(scores)
-        cells = [name, *(mean_sd(metric, summary[metric]) for metric in COLUMNS)]
-        rows.append([*cells, "" if scores is first else _difference(first, scores)])
-    return text_table(
-        ["run", *(heading for heading, _, _ in COLUMNS.values()), "Dice minus first [95 % interval]"], rows
-    )
-
-
-def _difference(first: list[Score], second: list[Score]) -> str:
-    theirs = {score["case"]: score["dice"] for score in second}
-    common = [score for score in first if score["case"] in theirs]
-    difference = paired_difference([s["dice"] for s in common], [theirs[s["case"]] for s in common])
-    if not difference.pairs:
-        return "no case in common"
-    mean, low, high = (100 * value for value in difference[:3])
-    interval = f" [{low:+.2f}, {high:+.2f}]" if difference.pairs > 1 else ""
-    cases = max(len(first), len(second))
-    left_out = f" ({difference.pairs} of {cases} cases)" if difference.pairs < cases else ""
-    return f"{mean:+.2f}{interval}{left_out}"
+    """The same as text."""
+    return text_table(["output", "filter", *columns_of(scores).values()], summary_rows(scores))

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from dataloaders.case_files import scan_list
-from dataloaders.split import cases_of_training
-from evaluation.tables import printed_table
+from dataloaders.split import are_official, cases_of_training
+from evaluation.tables import COLUMNS, text_table
 from options.flags import LISTS, OFFICIAL, list_paths
 from paper.systems import PrintedRow, printed_row
 
@@ -23,14 +23,23 @@ def has_official_lists(options: Namespace) -> bool:
 def paper_block(scores: Sequence[dict[str, Any]], options: Namespace, state: dict[str, Any]) -> str:
     """The paper's metrics under a heading; empty where it has none or where training or test scans are not its own."""
     row = paper_row(options)
-    train, test = (scan_list(OFFICIAL / name, "")[0] for name in LISTS)
+    train = scan_list(OFFICIAL / LISTS[0], "")[0]
     trained = cases_of_training(state)
-    if row is None or not trained or not set(trained) <= set(train) or {score["case"] for score in scores} != set(test):
+    if row is None or not are_official(trained, [score["case"] for score in scores]):
         return ""
     same = (
         options.preset == "paper" and trained == train[: len(trained)] and printed_row(*_row_key(options)) is not None
     )
     return f"{SAME_SETTING if same else NOT_COMPARABLE}\n\n{printed_table(row)}"
+
+
+def printed_table(row: PrintedRow) -> str:
+    """The paper's metrics, headed so that nobody takes them for ours."""
+    metrics = (row.dice_percent, row.jaccard_percent, row.asd_vox, row.hd95_vox)
+    label = f"{row.name}, {row.labeled} labeled + {row.unlabeled} unlabeled"
+    return text_table(
+        ["as printed", *(heading for heading, _, _ in COLUMNS.values())], [[label, *(f"{x:.2f}" for x in metrics)]]
+    )
 
 
 def paper_row(options: Namespace) -> PrintedRow | None:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dataloaders.case_files import case_path
-from evaluation.report import System, write_report
+from evaluation.comparison import TestedRun
+from evaluation.report import write_report
 from paper.jobs import Job, kept_scores, read_json
 from paper.systems import SYSTEMS
 from runtime import runs
@@ -22,19 +23,18 @@ def write_tables_report(jobs: Sequence[Job], tables: Sequence[str], out: Path) -
     if not rows:
         raise InputError("--report has nothing to show: no row is done yet")
     names = report_names(rows)
-    systems = [
-        System(name, kept_scores(job), job.kept, masks=predictions_of(job))
-        for name, job in zip(names, rows, strict=True)
+    masks, root = [predictions_of(job) for job in rows], repository_path(rows[0].options.root_path)
+    cases = {score["case"] for job in rows for score in kept_scores(job)["cases"]}
+    at_hand = root if any(masks) and all(case_path(root, case).exists() for case in cases) else None
+    tested = [
+        TestedRun(name, kept_scores(job), job.kept, folder, at_hand)
+        for name, job, folder in zip(names, rows, masks, strict=True)
     ]
-    root = repository_path(rows[0].options.root_path)
-    cases = {case for system in systems for case in system.reported}
-    seen = any(system.masks for system in systems) and all(case_path(root, case).exists() for case in cases)
     title = "Tables of the DTML paper, reproduced"
     write_report(
         out / runs.REPORT,
         title,
-        systems,
-        root if seen else None,
+        tested,
         blocks=[table.partition("\n\nwritten: ")[0] for table in tables],
     )
     return out / runs.REPORT

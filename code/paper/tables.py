@@ -7,14 +7,13 @@ from typing import Any
 
 import pandas as pd
 
-from evaluation.statistics import CONFIDENCE, PairedTest, holm, paired_test
+from evaluation.statistics import CONFIDENCE, MIN_CASES, PairedTest, holm, paired_test
 from evaluation.tables import COLUMNS, DISTANCES, number, text_table
 from paper.jobs import Scores
 from paper.systems import PAIRED_METRICS, PAIRS, SYSTEMS, TITLES
 from utils.files import atomic
 
 POSTS = {"none": "measured", "lcc": "measured, filtered"}
-MIN_CASES = 6  # below, no p-value: even six differences of one sign give the signed-rank test no less than 0.03
 OPTIMISTIC = "OPTIMISTIC, NOT A RESULT: Dice [%] of the checkpoint that is best on the test list"
 OPTIMISTIC_NOTE = " The last column, and it alone, is chosen on the test list: best of all checkpoints of a run."
 FLATTERED = "optimistic_dice_not_a_result"  # the same column for programs

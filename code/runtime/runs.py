@@ -4,14 +4,17 @@ import math
 import os
 import random
 import shutil
+import subprocess
 import zipfile
 from argparse import Namespace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from utils import files
 from utils.errors import InputError
 from utils.files import PARTIAL, atomic, repository_path, writing
 
@@ -144,6 +147,16 @@ def existing_run(model_path: str, exp: str) -> Path:
         there = f"there are: {', '.join(known)}" if known else "there is none yet"
         raise InputError(f"no run {exp!r} in {root} ({there}); see --exp and --model_path")
     return folder
+
+
+@cache
+def commit() -> str | None:
+    """Version of this code as git names it, with -dirty where files differ from it; None outside a repository."""
+    command = ["git", "-C", str(files.REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

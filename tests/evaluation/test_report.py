@@ -1,6 +1,7 @@
 """The HTML report: what it carries equals what was tested, and a real browser shows it without an error."""
 
 import base64
+import dataclasses
 import gzip
 import json
 import re
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 
 from dataloaders import case_files
+from evaluation.comparison import TestedRun
 from evaluation.metrics import evaluate
-from evaluation.report import GRAYS, System, pack, write_report
+from evaluation.report import GRAYS, pack, write_report
 from runtime import runs
 from utils.nifti import write_nifti
 
@@ -24,7 +26,7 @@ FLAGS += "--disable-background-networking --no-first-run --window-size=1400,1000
 VISIT = Path(__file__).with_name("visit.js")  # what a visitor does
 
 
-def make_system(name: str, root, folder, cases, shift: int) -> System:
+def make_system(name: str, root, folder, cases, shift: int) -> TestedRun:
     """A tested run: the label moved by some voxels as its prediction; `shift` 0 predicts nothing in the last case."""
     rows = []
     for case in cases:
@@ -40,7 +42,7 @@ def make_system(name: str, root, folder, cases, shift: int) -> System:
     (folder / runs.CURVES).write_text("iteration,loss/seg\n10,0.5\n20,\n30,0.1\n")
     reported = {"head": "seg", "post": "none"}
     scores = {"reported": reported, "iteration": 30, "options": {"preset": "cpu"}, "cases": rows}
-    return System(name, scores, folder, masks=folder / runs.PREDICTIONS)
+    return TestedRun(name, scores, folder, folder / runs.PREDICTIONS, root)
 
 
 @pytest.fixture
@@ -48,7 +50,7 @@ def page(phantom, tmp_path):
     """A report on two runs over two phantom scans."""
     cases = case_files.read_list(phantom / "test.list", "--test_list")[:2]
     systems = [make_system(f"run <{shift}>", phantom, tmp_path / str(shift), cases, shift) for shift in (2, 0)]
-    write_report(tmp_path / runs.REPORT, "a & b", systems, phantom, blocks=["printed\n\nDice\n90.12"])
+    write_report(tmp_path / runs.REPORT, "a & b", systems, blocks=["printed\n\nDice\n90.12"])
     return tmp_path / runs.REPORT, cases, systems
 
 
@@ -83,7 +85,7 @@ def test_scores_are_those_of_the_test_and_a_missed_case_has_none(page):
     path, cases, systems = page
     data = carried(path)
     assert [case["id"] for case in data["cases"]] == cases
-    assert data["cases"][0]["scores"][0]["dice"] == systems[0].scores["cases"][0]["dice"]
+    assert data["cases"][0]["scores"][0]["dice"] == systems[0].scores[0]["dice"]
     missed = data["cases"][1]["scores"][1]
     assert missed["dice"] == 0 and missed["hd95_vox"] is None
     assert data["volumes"][cases[1]]["surfaces"][2] is None
@@ -109,7 +111,8 @@ def test_names_are_escaped_and_the_printed_figures_stand_apart(page):
 
 def test_without_scans_there_are_no_volumes(phantom, tmp_path):
     cases = case_files.read_list(phantom / "test.list", "--test_list")[:1]
-    write_report(tmp_path / "r.html", "t", [make_system("one", phantom, tmp_path / "one", cases, 1)])
+    system = make_system("one", phantom, tmp_path / "one", cases, 1)
+    write_report(tmp_path / "r.html", "t", [dataclasses.replace(system, root=None)])
     assert carried(tmp_path / "r.html")["volumes"] is None
 
 
@@ -117,7 +120,7 @@ def test_without_scans_there_are_no_volumes(phantom, tmp_path):
 def test_sides_are_named_only_where_the_axes_are_the_patients(axes, phantom, tmp_path, monkeypatch):
     monkeypatch.setattr(case_files, "read_geometry", lambda root, case: ((0.5, 1.0, 2.0), (0, 0, 0), axes))
     cases = case_files.read_list(phantom / "test.list", "--test_list")[:1]
-    write_report(tmp_path / "r.html", "t", [make_system("one", phantom, tmp_path / "one", cases, 1)], phantom)
+    write_report(tmp_path / "r.html", "t", [make_system("one", phantom, tmp_path / "one", cases, 1)])
     stored = carried(tmp_path / "r.html")["volumes"][cases[0]]
     assert stored["spacing"] == [0.5, 1.0, 2.0] and stored["anatomical"] == (axes[0] == 1)
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluation.statistics import PairedDifference, crossed_difference, holm, paired_difference, paired_test
+from evaluation.statistics import MIN_CASES, PairedDifference, crossed_difference, holm, paired_difference, paired_test
 
 RNG = np.random.default_rng(0)
 FIRST = RNG.normal(0.8, 0.1, 16)
@@ -40,14 +40,6 @@ def test_equal_values():
 def test_fewer_than_two_pairs_have_no_interval(first, second, mean, pairs):
     difference = paired_difference(first, second)
     np.testing.assert_equal(tuple(difference), (mean, np.nan, np.nan, pairs))
-    assert not difference.excludes_zero
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"), [(0.1, 0.2, True), (-0.2, -0.1, True), (-0.1, 0.2, False), (0, 0.2, False)]
-)
-def test_excludes_zero(low, high, expected):
-    assert PairedDifference(0.05, low, high, 16).excludes_zero is expected
 
 
 def test_unequal_numbers_of_cases():
@@ -112,20 +104,22 @@ def test_crossed_difference_worked_out_by_hand():
     difference = np.array([[1.0, 3.0, 2.0], [2.0, 6.0, 4.0]])
     ours = crossed_difference(np.full((2, 3), 7.0), 7 + difference)
     half = stats.t.ppf(0.975, (10 / 6) ** 2) * np.sqrt(10 / 6)
-    assert ours == pytest.approx((3, 3 - half, 3 + half, 2, 3))
+    assert ours[:5] == pytest.approx((3, 3 - half, 3 + half, 2, 3))
 
 
 def test_one_seed_is_a_paired_t_interval():
     ours = crossed_difference(FIRST[None], SECOND[None])
-    theirs = stats.ttest_rel(SECOND, FIRST).confidence_interval(0.95)
-    assert ours == pytest.approx((np.mean(SECOND - FIRST), theirs.low, theirs.high, 1, 16))
+    theirs = stats.ttest_rel(SECOND, FIRST)
+    low, high = theirs.confidence_interval(0.95)
+    assert ours == pytest.approx((np.mean(SECOND - FIRST), low, high, 1, 16, theirs.pvalue))
 
 
 def test_equal_cases_leave_a_t_interval_over_the_seeds():
     of_seeds = np.array([0.01, 0.03, -0.01])
-    ours = crossed_difference(np.zeros((3, 5)), np.repeat(of_seeds[:, None], 5, axis=1))
-    theirs = stats.ttest_1samp(of_seeds, 0).confidence_interval(0.95)
-    assert ours == pytest.approx((of_seeds.mean(), theirs.low, theirs.high, 3, 5))
+    ours = crossed_difference(np.zeros((3, 6)), np.repeat(of_seeds[:, None], 6, axis=1))
+    theirs = stats.ttest_1samp(of_seeds, 0)
+    low, high = theirs.confidence_interval(0.95)
+    assert ours == pytest.approx((of_seeds.mean(), low, high, 3, 6, theirs.pvalue))
 
 
 @pytest.mark.parametrize(("sd_seeds", "sd_cases", "sd_rest"), [(1, 1, 1), (0.3, 2, 2), (0, 1, 1)])
@@ -134,10 +128,18 @@ def test_crossed_interval_covers_the_truth(sd_seeds, sd_cases, sd_rest):
     for _ in range(runs):
         of_seeds, of_cases = sd_seeds * rng.normal(size=(3, 1)), sd_cases * rng.normal(size=20)
         sample = of_seeds + of_cases + sd_rest * rng.normal(size=(3, 20))
-        _, low, high, *_ = crossed_difference(np.zeros((3, 20)), sample)
+        _, low, high, *_, p = crossed_difference(np.zeros((3, 20)), sample)
         covered += low < 0 < high
+        assert (p < 0.05) != (low < 0 < high)
     assert 0.93 <= covered / runs <= 0.99
 
 
-def test_one_case_has_no_crossed_interval():
-    np.testing.assert_equal(tuple(crossed_difference(np.zeros((3, 1)), np.ones((3, 1)))), (1, np.nan, np.nan, 3, 1))
+@pytest.mark.filterwarnings("error")
+def test_where_there_is_no_interval_and_no_p():
+    one = crossed_difference(np.zeros((3, 1)), np.ones((3, 1)))
+    np.testing.assert_equal(tuple(one), (1, np.nan, np.nan, 3, 1, np.nan))
+    few, enough = ([crossed_difference(FIRST[None, :n], SECOND[None, :n]).p] for n in (MIN_CASES - 1, MIN_CASES))
+    assert np.isnan(few).all() and np.isfinite(enough).all()
+    assert np.isnan(crossed_difference(FIRST[None], FIRST[None]).p)
+    assert crossed_difference(np.zeros((2, 6)), np.ones((2, 6)))[:3] == (1, 1, 1)
+    assert crossed_difference(np.zeros((2, 6)), np.ones((2, 6))).p == 0

@@ -1,7 +1,8 @@
 import pytest
 
 from options.flags import OFFICIAL
-from paper.block import NOT_COMPARABLE, SAME_SETTING, paper_block
+from paper.block import NOT_COMPARABLE, SAME_SETTING, paper_block, printed_table
+from paper.systems import printed_row
 
 TRAIN, TEST = ((OFFICIAL / name).read_text().split() for name in ("train.list", "test.list"))
 
@@ -28,3 +29,8 @@ def test_the_papers_row_stands_beside_ours_for_its_own_setting_alone(tiny_option
 )
 def test_it_never_stands_under_other_scans(tiny_options, lists):
     assert block(tiny_options, **lists) == ""
+
+
+def test_the_printed_row():
+    header, _, row = printed_table(printed_row("dtml", 16, 64)).splitlines()
+    assert header.startswith("as printed") and row.split()[-4:] == ["90.12", "82.14", "1.82", "7.01"]

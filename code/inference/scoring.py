@@ -1,0 +1,200 @@
+"""Score a trained run on its test list: every output of every case, with and without the component filter.
+
+Scores go to metrics.csv and metrics.json in the folder of the run, the masks and pictures of the reported output to
+folders beside them.
+"""
+
+import csv
+import math
+import platform
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from datetime import datetime
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dataloaders import case_files
+from dataloaders.split import are_official, cases_of_training, cases_to_test, refuse_copies
+from evaluation.comparison import TestedRun
+from evaluation.figures import case_figure
+from evaluation.metrics import evaluate, largest_component, summarise, verify_against_medpy
+from evaluation.tables import Score, number, pick
+from inference.trained import reported_output, trained_method
+from inference.windows import THRESHOLD, predict_volume
+from methods.base import Method
+from options import flags
+from runtime import runs
+from runtime.device import enough_memory, machine, pick_device, place
+from runtime.distributed import ALONE, Ranks
+from runtime.workers import in_order
+from utils import files
+from utils.errors import InputError
+from utils.machine import available_cores
+from utils.nifti import axes_are_lps, write_nifti
+
+FILTERS = {"none": lambda mask: mask, "lcc": largest_component}
+FEW_CASES, MAX_WORKERS = 8, 4  # starting processes takes seconds, and one network keeps no more than a few busy
+PACKAGES = ("torch", "numpy", "scipy", "edt")  # whose versions are written beside the scores
+
+
+def score_run(folder: Path, state: dict[str, Any], options: Namespace, ranks: Ranks = ALONE) -> TestedRun | None:
+    """Score one run and write metrics.csv, metrics.json, predictions and figures into its folder.
+
+    Nothing is written unless every case is valid. Each rank writes the files of the cases that it predicts, rank 0
+    the scores of all, in the order of the test list. Returns: the tested run on rank 0, else None.
+    """
+    cases = ranks.from_leader(lambda: valid_cases(options, state))
+    with ranks.leader_first():
+        device = pick_device(options, ranks=ranks)
+        method = trained_method(options, state, runs.checkpoint_path(folder, options.weights))
+        place(method, device, options)
+        head = reported_output(method, options)
+        folder = runs.scores_folder(folder, options.weights)
+        with files.writing(folder):
+            folder.mkdir(exist_ok=True)
+    start = time.perf_counter()
+    mine = cases[ranks.rank :: ranks.size]
+    masks = (predict_masks(method, case, options, device) for case in mine)
+    score = partial(score_case, head=head, options=options, folder=folder)
+    scored = in_order(score, masks, score_workers(options, len(mine), ranks), "--score_workers")
+    hidden = None if ranks.leads else True  # None: unless there is a terminal
+    by_case = dict(
+        zip(mine, tqdm(scored, total=len(mine), unit="case", disable=hidden, dynamic_ncols=True), strict=True)
+    )
+    parts = ranks.to_leader(by_case)
+    if parts is None:
+        return None
+    scores = [score for index, case in enumerate(cases) for score in parts[index % ranks.size][case]]
+    tested = {"test_seconds": time.perf_counter() - start, "test_machine": machine(device)}
+    content = _content(scores, head, options, state, tested)
+    write_scores(folder, scores, content)
+    masks = None if "predictions" in options.skip else folder / runs.PREDICTIONS
+    return TestedRun(options.exp, content, folder, masks, files.repository_path(options.root_path))
+
+
+def score_workers(options: Namespace, cases: int, ranks: Ranks = ALONE) -> int:
+    """How many processes score: what --score_workers says, by default what the cores of a rank allow."""
+    if options.score_workers is not None:
+        return min(options.score_workers, cases)
+    others = available_cores() // ranks.local_size - 1
+    return 0 if cases < FEW_CASES else min(others // 2, MAX_WORKERS)
+
+
+def valid_cases(options: Namespace, state: dict[str, Any]) -> list[str]:
+    """The test list, none of whose cases may be damaged or known from training."""
+    cases = cases_to_test(options)
+    known = [case for case in cases if case in set(cases_of_training(state))]
+    if known:
+        raise InputError(
+            f"{len(known)} cases of the test list, {known[0]} the first, were in the training of {options.exp}; "
+            "name another list with --test_list or --split"
+        )
+    refuse_copies(files.repository_path(options.root_path), cases_of_training(state), cases)
+    for case in cases:
+        if faults := case_files.find_faults(files.repository_path(options.root_path), case):
+            raise InputError(faults[0])
+    return cases
+
+
+def predict_masks(
+    method: Method, case: str, options: Namespace, device: torch.device
+) -> tuple[str, dict[str, np.ndarray]]:
+    """A case, and its predicted mask by output, (W, H, D) boolean."""
+    image = case_files.read_image(files.repository_path(options.root_path), case)
+    with enough_memory(device, flags.LESS_WINDOW):
+        probs = predict_volume(method, image, options, device)
+    return case, {output: prob > THRESHOLD for output, prob in probs.items()}
+
+
+def score_case(
+    predicted: tuple[str, dict[str, np.ndarray]], head: str, options: Namespace, folder: Path
+) -> list[Score]:
+    """All outputs of one case, with and without the component filter; the reported one is written."""
+    case, masks = predicted
+    root = files.repository_path(options.root_path)
+    image, label = case_files.read_image(root, case), case_files.read_label(root, case)
+    geometry = case_files.read_geometry(root, case)
+    scores = []
+    for output, raw in masks.items():
+        for post, clean in FILTERS.items():
+            mask = clean(raw)
+            values = evaluate(mask, label, geometry[0], options.eval_empty)
+            if options.verify_metrics:
+                verify_against_medpy(values, mask, label, geometry[0])
+            scores.append({"case": case, "head": output, "post": post, **values})
+            if (output, post) == (head, options.post):
+                write_case(folder, case, image, label, mask, geometry, scores[-1], options.skip)
+    return scores
+
+
+def write_case(folder, case, image, label, mask, geometry, score: Score, skip: Sequence[str]) -> None:
+    """The reported prediction as NIfTI and as a picture."""
+    if "predictions" not in skip:
+        (folder / runs.PREDICTIONS).mkdir(exist_ok=True)
+        write_nifti(folder / runs.PREDICTIONS / f"{case}.nii.gz", mask, *geometry)
+    if "figures" not in skip:
+        (folder / runs.FIGURES).mkdir(exist_ok=True)
+        title = f"{case}\nDice {number('dice', score['dice'])} %, 95HD {number('hd95_vox', score['hd95_vox'])} voxels"
+        path, lps = folder / runs.FIGURES / f"{case}.png", axes_are_lps(geometry[2])
+        case_figure(image, label, {"prediction": mask}, path, title, geometry[0], anatomical=lps)
+
+
+def write_scores(folder: Path, scores: list[Score], content: dict[str, Any]) -> None:
+    """metrics.csv, a row per case, output and filter, and metrics.json with the whole content."""
+    with files.atomic(folder / runs.METRICS_CSV) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, scores[0])
+        writer.writeheader()
+        writer.writerows(scores)
+    files.write_json(folder / runs.METRICS_JSON, content)
+
+
+def _content(
+    scores: list[Score], head: str, options: Namespace, state: dict[str, Any], tested: dict[str, Any]
+) -> dict[str, Any]:
+    """Of metrics.json: scores, summary, and all that they depend on."""
+    kinds = dict.fromkeys((score["head"], score["post"]) for score in scores)
+    return _plain(
+        {
+            "exp": Path(options.exp).name,
+            "reported": {"head": head, "post": options.post, "weights": options.weights},
+            "iteration": state["iteration"],
+            "training_seconds": state["seconds"],
+            "training_machine": state.get("machine"),
+            "peak_memory_gib": state.get("peak_memory_gib"),  # of the training
+            **tested,
+            "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "commit": {"training": state.get("commit"), "test": runs.commit()},
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+            "data": _data(scores, options, state),
+            "options": vars(options),
+            "trained_on": state.get("cases"),
+            "summary": {f"{kind[0]}/{kind[1]}": summarise(pick(scores, *kind)) for kind in kinds},
+            "cases": scores,
+        }
+    )
+
+
+def _data(scores: list[Score], options: Namespace, state: dict[str, Any]) -> dict[str, Any]:
+    """Folder and lists of the cases; `official`, whether they are the challenge's."""
+    train, test = flags.list_paths(options)
+    official = are_official(cases_of_training(state), [score["case"] for score in scores])
+    folder = files.repository_path(options.root_path)
+    return {"folder": str(folder), "train_list": str(train), "test_list": str(test), "official": official}
+
+
+def _plain(value: Any) -> Any:
+    """The value as strict JSON: numbers that are not finite become null."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return value
