@@ -312,6 +312,14 @@ def test_cases_known_from_training_are_refused(make_run, group):
     assert CASES[1] in error and "--test_list" in error and not (folder / runs.METRICS_CSV).exists()
 
 
+def test_a_training_case_under_another_id_is_refused(make_run, phantom, tmp_path):
+    scans = Path(shutil.copytree(phantom, tmp_path / "scans"))
+    shutil.copytree(scans / CASES[1], scans / "copy")
+    (scans / "test.list").write_text("copy\n")
+    error = refused(*where(make_run(cases=TRAINED_ON | {"unlabeled": [CASES[1]]}), "--root_path", str(scans)))
+    assert CASES[1] in error and "copy" in error and "--test_list" in error
+
+
 def without_label(file: h5py.File) -> None:
     del file["label"]
 

@@ -32,7 +32,9 @@ def training_split(options: Namespace) -> Split:
     if options.test_list or test_path.exists():  # training itself needs no test list
         test = read_list(test_path, "--test_list")
         _refuse_overlap(cases, train_path, test, test_path)
-        refuse_copies(repository_path(options.root_path), cases, test)
+    else:
+        test = []
+    refuse_copies(repository_path(options.root_path), (), [*cases, *test])
     labeled = _labeled(options, cases, train_path)
     if not 0 <= options.val_cases < len(labeled):
         raise InputError(f"--val_cases {options.val_cases} must leave at least one of {len(labeled)} labeled cases")
@@ -83,14 +85,11 @@ def _refuse_overlap(train: list[str], train_path: Path, test: list[str], test_pa
         )
 
 
-def refuse_copies(root: Path, train: list[str], test: list[str]) -> None:
-    """Refuse a test case that is a training case under another id."""
-    known, tested = set(train), set(test)
-    for one, other in same_scans(root, [*train, *test]):
-        if one in known and other in tested and one != other:
-            raise InputError(
-                f"test case {other} is training case {one} under another id; take it out of --train_list or --test_list"
-            )
+def refuse_copies(root: Path, known: Sequence[str], cases: Sequence[str]) -> None:
+    """Refuse a case that is a known one, or another of them, under another id."""
+    for one, other in same_scans(root, [*known, *cases]):
+        if other in set(cases):
+            raise InputError(f"cases {one} and {other} are one scan; take one out of --train_list or --test_list")
 
 
 def are_official(trained: Sequence[str], tested: Sequence[str]) -> bool:

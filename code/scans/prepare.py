@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
@@ -243,11 +242,8 @@ def _intensity(array: np.ndarray) -> dict[str, float]:
 
 
 def _voxels_digest(scan: Scan) -> str:
-    """Of the values alone, whatever file, type and order of axes holds them."""
-    turned = nib.apply_orientation(scan.array, nib.io_orientation(scan.affine))
-    digest = hashlib.sha256(str(turned.shape).encode())
-    digest.update(np.ascontiguousarray(turned, dtype=np.float32))
-    return digest.hexdigest()
+    """Of the values alone, whatever file, type, order of axes and geometry holds them."""
+    return hashlib.sha256(np.sort(scan.array.astype(np.float32), axis=None)).hexdigest()
 
 
 def _read_mask(source: RawCase, scan: Scan, recipe: Recipe) -> tuple[np.ndarray, list[int]]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dataloaders.case_files import read_list, write_case
-from dataloaders.split import cases_to_test, training_split
+from dataloaders.split import cases_to_test, refuse_copies, training_split
 from utils import files
 from utils.errors import InputError
 
@@ -143,6 +143,16 @@ def test_a_test_case_under_another_id_is_refused(options, tmp_path):
     for case, voxels in ((CASES[1], image), ("test0", image + 1), ("test1", image + 2)):
         write_case(tmp_path, case, voxels, None, {})
     assert training_split(options()).labeled == CASES[:4]
-    write_case(tmp_path, "test1", image, None, {})
-    with pytest.raises(InputError, match=f"test1.*{CASES[1]}.*--test_list"):
-        training_split(options())
+    for copy in ("test1", CASES[5]):  # in the test, or among the unlabeled cases of a validation case
+        write_case(tmp_path, copy, image, None, {})
+        with pytest.raises(InputError, match=f"{CASES[1]} and {copy} .*--test_list"):
+            training_split(options())
+        write_case(tmp_path, copy, image + 3, None, {})
+
+
+def test_what_was_trained_on_twice_can_be_tested(tmp_path):
+    for case in "abc":
+        write_case(tmp_path, case, np.full((4, 5, 6), float(case == "c")), None, {})
+    refuse_copies(tmp_path, ["a", "b"], ["c"])
+    with pytest.raises(InputError, match="a and b"):
+        refuse_copies(tmp_path, ["a"], ["b", "c"])
