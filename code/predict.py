@@ -18,7 +18,7 @@ from typing import Any
 from options import flags
 from options.parser import Parser
 from options.parsing import of_training
-from options.types import PathHere
+from options.types import PathHere, number
 from utils.errors import InputError, run_script
 
 
@@ -61,6 +61,12 @@ def make_parser() -> Parser:
         choices=("nii.gz", "nrrd", "mha", "input"),
         default="nii.gz",
         help="format to write; input: that of the scan, with .nii.gz for .nii, DICOM and HDF5, .mha for .mhd",
+    )
+    scans.add_argument(
+        "--fill_nan",
+        type=number,
+        metavar="VALUE",
+        help="replaces voxels that are NaN or infinite (default: as in the preparation of the training scans)",
     )
     existing = scans.add_mutually_exclusive_group()
     existing.add_argument(

@@ -10,6 +10,7 @@ import csv
 import hashlib
 import math
 import shlex
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -208,7 +209,7 @@ def read_table(path: Path) -> tuple[list[RawCase], dict[str, str]]:
     for number, row in enumerate(rows, start=2):
         row = {key: (row.get(key) or "").strip() for key in COLUMNS}
         image, label = path.parent / row["image"], path.parent / row["label"] if row["label"] else None
-        case = row["id"] or case_id(image) or image.name
+        case = unicodedata.normalize("NFC", row["id"] or case_id(image) or image.name)
         fault = _row_fault(row, case, case in sources)
         if fault:
             raise InputError(f"{path}, line {number}: {fault}")

@@ -528,7 +528,17 @@ def test_names_that_a_system_cannot_hold_or_spells_otherwise(make_run, tmp_path,
     assert "--output" in rows["x" * 251]["error"]
     write(scans / "M\xfcller.nii.gz", blob(), affine(0))
     argv = ["--exp", "a", "--model_path", str(tmp_path / "model"), "--input", str(scans), "--output", str(out)]
-    assert "--input" in refused(capsys, *argv, "--resume")
+    assert str(scans / "M\xfcller.nii.gz") in refused(capsys, *argv, "--resume")
+
+
+def test_a_value_fills_the_nan_border_of_a_registration(make_run, tmp_path):
+    image = blob().astype(np.float32)
+    image[:3] = np.nan
+    scan, folder = write(tmp_path / "heart.nii.gz", image, affine(0)), make_run()
+    assert "--fill_nan" in rows_of(run(folder, scan, tmp_path / "out", status=1))["heart"]["error"]
+    out = run(folder, scan, tmp_path / "filled", "--fill_nan", "0")
+    zeros = run(folder, write(tmp_path / "heart.nii.gz", np.nan_to_num(image), affine(0)), tmp_path / "zeros")
+    assert (out / "heart.nii.gz").read_bytes() == (zeros / "heart.nii.gz").read_bytes()
 
 
 @pytest.mark.parametrize("where", ["read only", "a file"])

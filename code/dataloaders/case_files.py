@@ -9,6 +9,7 @@ fixes it.
 import glob
 import hashlib
 import io
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ import numpy as np
 
 from utils.errors import InputError
 from utils.files import atomic, writing
+from utils.nifti import VOXEL_MM
 
 CASE_FILE = "mri_norm2.h5"
 IMAGE_KEY = "image"
@@ -71,7 +73,7 @@ def scan_list(path: Path, flag: str) -> tuple[list[str], list[str]]:
 
 def is_name(case: str) -> bool:
     """Whether a case id is the name of a folder, not a path that may leave the data folder or spell another id."""
-    return bool(case) and not case.startswith(".") and not set(case) & set("/\\\n")
+    return [case] == case.strip().splitlines() and not case.startswith(".") and not set(case) & set("/\\")
 
 
 def write_list(path: Path, cases: Sequence[str]) -> None:
@@ -122,8 +124,8 @@ def read_shape(root: Path, case: str) -> tuple[int, int, int]:
 def read_spacing(root: Path, case: str) -> tuple[float, float, float]:
     """Voxel size along W, H, D in mm: the file's attribute `spacing_mm`, or else the challenge's 0.625."""
     spacing = _attribute(root, case, SPACING_KEY, SPACING_MM)
-    if min(spacing) <= 0:
-        raise _invalid(root, case, SPACING_KEY, spacing, "three positive numbers")
+    if min(spacing) < VOXEL_MM[0] or max(spacing) > VOXEL_MM[1]:
+        raise _invalid(root, case, SPACING_KEY, spacing, "three sizes in mm, {:g} to {:g}".format(*VOXEL_MM))
     return spacing
 
 
@@ -240,13 +242,7 @@ def _opened(root: Path, case: str) -> Iterator[h5py.File]:
     if not Path(root).is_dir():
         raise InputError(f"data folder {root} does not exist; name the folder of the cases with --root_path")
     if not path.is_file():
-        name = glob.escape(case)
-        others = (
-            [other for place in ("/*.h5", "*.h5") for other in Path(root).glob(name + place)] if is_name(case) else []
-        )
-        if others:  # *_norm.h5, or the slices of SSL4MIS
-            raise InputError(f"{path} does not exist, but {others[0]} does; move it there if it holds whole volumes")
-        raise InputError(f"{path} does not exist; correct case {case} in its list, or the folder --root_path")
+        raise InputError(f"{path} does not exist{_instead(Path(root), case)}")
     try:
         with h5py.File(path, "r") as file:
             yield file
@@ -257,11 +253,18 @@ def _opened(root: Path, case: str) -> Iterator[h5py.File]:
                 f"{path} is locked: another process writes it, or its file system has no locks; wait for that process, "
                 "or set HDF5_USE_FILE_LOCKING=FALSE"
             ) from error
-        if "filter" in reason:
-            raise InputError(
-                f"{path} is compressed with a filter that this HDF5 lacks ({reason}); write it with gzip"
-            ) from error
         raise InputError(f"{path} is damaged or no HDF5 file ({reason}); write the case again") from error
+
+
+def _instead(root: Path, case: str) -> str:
+    """What is there instead of a missing case, and what to do."""
+    places = [glob.escape(case) + place for place in ("/*.h5", "*.h5")] if is_name(case) else []
+    for other in (file for place in places for file in root.glob(place)):  # *_norm.h5, or the slices of SSL4MIS
+        return f", but {other} does; move it there if it holds whole volumes"
+    for other in root.iterdir():
+        if unicodedata.normalize("NFC", other.name) == unicodedata.normalize("NFC", case):
+            return f": {other} has its accents in other characters; copy that name into the list"
+    return f"; correct case {case} in its list, or the folder --root_path"
 
 
 def _dataset(file: h5py.File, key: str) -> h5py.Dataset:
@@ -276,6 +279,10 @@ def _dataset(file: h5py.File, key: str) -> h5py.Dataset:
         raise InputError(f"{file.filename}: '{key}' has shape {data.shape}; it must be a volume (W, H, D)")
     if data.dtype.kind not in "fiub":
         raise InputError(f"{file.filename}: '{key}' has type {data.dtype}; it must hold real numbers")
+    filters = data.id.get_create_plist()
+    for code, _, _, name in map(filters.get_filter, range(filters.get_nfilters())):
+        if not h5py.h5z.filter_avail(code):
+            raise InputError(f"{file.filename}: '{key}' needs the filter {name.decode()} ({code}); write it with gzip")
     return data
 
 

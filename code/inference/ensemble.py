@@ -1,5 +1,6 @@
 """Trained runs that segment together: each predicts patches, as a mean over symmetries, and has its preprocessing."""
 
+import dataclasses
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -73,6 +74,12 @@ class Member:
     typical: dict[str, Any] | None  # `typical_scan` of its training; None for runs that did not store it
     iteration: int
 
+    @property
+    def recipe(self) -> Preprocessing:
+        """What is done to a raw scan: as in training, but for --fill_nan."""
+        fill = self.options.fill_nan
+        return self.preprocessing if fill is None else dataclasses.replace(self.preprocessing, fill_nan=fill)
+
     def settings(self) -> dict[str, Any]:
         """What decides its maps, as plain data."""
         names = ("method", "scale", "patch_size", "stride_xy", "stride_z", "blend", "window", "amp")
@@ -81,7 +88,7 @@ class Member:
             "iteration": self.iteration,
             "head": self.predictor.head,
             **{name: getattr(self.options, name) for name in names},
-            "preprocessing": self.preprocessing.as_record(),
+            "preprocessing": self.recipe.as_record(),
             "typical_scan": self.typical,
         }
 

@@ -1,7 +1,6 @@
 """A whole scan on its way through the trained runs: read, placed on their grids, estimated, predicted, put back."""
 
 import math
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,27 +26,18 @@ CUT_MEAN = 0.1  # mean that tells a part of a z-scored scan from all of it; the 
 OTHER_SPACING = 1.25  # ratio of voxel sizes that is worth a warning
 FEATURE_MAPS = 5  # of full resolution and width, that a V-Net holds at once; measured on a CPU, with some reserve
 FLOAT = 4  # bytes
-DOUBLES = 20  # bytes per voxel that normalising and resampling take, in double precision
 AXIS_OF = dict(zip("LRPASI", "xxyyzz", strict=True))  # anatomical axis of a direction
 
 
 def find_inputs(path: Path) -> dict[str, Path]:
     """Files by case id: one scan or one HDF5 case, a folder of scans, or a data folder of HDF5 cases."""
     if path.is_dir():
-        cases = {case.parent.name: case for case in sorted(path.glob(f"*/{case_files.CASE_FILE}"))} or find_scans(path)
-    else:
-        case = path.parent.name if path.name == case_files.CASE_FILE else case_id(path)
-        if case is None or not path.is_file():
-            kinds = ", ".join((*READABLE, f"<case>/{case_files.CASE_FILE}"))
-            raise InputError(f"--input {path} is no scan; give a file ({kinds}) or a folder of scans")
-        cases = {case: path}
-    found: dict[str, Path] = {}
-    for name, file in cases.items():
-        case = unicodedata.normalize("NFC", name)  # macOS takes letters and accents apart
-        if case in found:
-            raise InputError(f"--input: {found[case]} and {file} have one name; rename one of them")
-        found[case] = file
-    return found
+        return {case.parent.name: case for case in sorted(path.glob(f"*/{case_files.CASE_FILE}"))} or find_scans(path)
+    case = path.parent.name if path.name == case_files.CASE_FILE else case_id(path)
+    if case is None or not path.is_file():
+        kinds = ", ".join((*READABLE, f"<case>/{case_files.CASE_FILE}"))
+        raise InputError(f"--input {path} is no scan; give a file ({kinds}) or a folder of scans")
+    return {case: path}
 
 
 def is_raw(path: Path) -> bool:
@@ -119,7 +109,7 @@ class Plan:
         processed = max(math.prod(view.place.shape) for view in self.views)
         padded = max(math.prod(np.maximum(view.shape, view.member.options.patch_size).tolist()) for view in self.views)
         predicting = FLOAT * (voxels * (1 + maps) + processed * 2 + padded * (2 + 2 * maps))
-        resampling = DOUBLES * max(voxels, processed)
+        resampling = max(view.recipe.memory(self.scan) for view in self.views)
         network = max(_voxels_at_once(view) * view.member.options.n_filters for view in self.views)
         return self.scan.array.nbytes + max(predicting, resampling), FLOAT * FEATURE_MAPS * network
 
@@ -181,7 +171,7 @@ class Plan:
 
 def _left_to_do(member: Member, prepared: Preprocessing | None) -> Preprocessing:
     if prepared is None:
-        return member.preprocessing
+        return member.recipe
     if prepared != member.preprocessing:
         raise InputError(
             f"the case was prepared in another way than the training scans of run {member.exp}; give the raw scan "

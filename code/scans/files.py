@@ -10,6 +10,7 @@ import itertools
 import re
 import shutil
 import tempfile
+import unicodedata
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ import SimpleITK as sitk
 from scans.dicom import read_series, series_folders
 from utils.errors import InputError
 from utils.files import atomic
-from utils.nifti import RAS_FROM_LPS, affine_ras, stored, write_with_affine
+from utils.nifti import RAS_FROM_LPS, VOXEL_MM, affine_ras, stored, write_with_affine
 
 NIFTI = (".nii.gz", ".nii")
 SEGMENTATION = ".seg.nrrd"  # of 3D Slicer: a label, of the part of the scan that it needs
@@ -33,7 +34,6 @@ OUTPUT = "--output"  # flag that names the folder of what is written
 GZIP = b"\x1f\x8b"
 GRID_TOLERANCE = 0.05  # voxels by which corners may differ on one grid: headers are rounded, in NIfTI to float32
 LEAST_VOLUME = 1e-3  # spanned by the unit vectors of the axes, 1 for orthogonal ones
-VOXEL_MM = (1e-3, 100.0)  # what a voxel of a patient can measure
 MM = {
     **dict.fromkeys(("", "?", "unknown", "mm", "millimeter", "millimeters", "millimetre", "millimetres"), 1.0),
     **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), 1e3),
@@ -318,13 +318,19 @@ def find_scans(folder: Path | str, labels: bool = False) -> dict[str, Path]:
     for path in paths:
         holders = list(series_folders(path)) if path.is_dir() else [path] if case_id(path) else []
         for holder in holders:
-            case = case_id(path) or path.name if len(holders) == 1 else "_".join(holder.relative_to(folder).parts)
+            names = [path.name] if len(holders) == 1 else holder.relative_to(folder).parts
+            case = case_id(path) or unicodedata.normalize("NFC", "_".join(names))
             if case in found:
                 raise InputError(f"{found[case]} and {holder} have one case id, {case}; rename or remove one of them")
             found[case] = holder
     if not found and folder in series_folders(folder):
         found = {folder.resolve().name: folder}
     if not found:
+        if other := next((file for place in ("*.h5", "*/*.h5") for file in sorted(folder.glob(place))), None):
+            raise InputError(
+                f"folder {folder} holds HDF5 ({other}), and no scan; prepared volumes stand in <case>/mri_norm2.h5 of "
+                "a folder that training reads with --root_path"
+            )
         raise InputError(f"folder {folder} holds no scan; give one with {', '.join(READABLE)} or DICOM sub-folders")
     return found
 
@@ -332,7 +338,7 @@ def find_scans(folder: Path | str, labels: bool = False) -> dict[str, Path]:
 def case_id(path: Path) -> str | None:
     """Name of a scan's file without its suffix; None for a file of another kind."""
     suffix = next((suffix for suffix in READABLE if path.name.lower().endswith(suffix)), None)
-    return path.name[: -len(suffix)] if suffix else None
+    return unicodedata.normalize("NFC", path.name[: -len(suffix)]) if suffix else None  # macOS takes accents apart
 
 
 # --- geometry

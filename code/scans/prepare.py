@@ -23,6 +23,7 @@ from dataloaders.case_files import (
     SPACING_KEY,
     VOXELS_KEY,
     case_path,
+    is_name,
     write_case,
 )
 from scans.files import GRID_TOLERANCE, Scan, files_of, on_grid_of, orientation_of, read_scan
@@ -30,6 +31,7 @@ from scans.preprocess import RECORD, Preprocessing
 from scans.region import Box
 from utils.errors import InputError
 from utils.files import write_json, writing
+from utils.machine import available_memory
 from utils.resample import Size
 
 MANIFEST = "manifest.json"
@@ -118,7 +120,8 @@ def prepare_folder(
         except (MemoryError, RuntimeError) as error:  # what NumPy and PyTorch raise
             if isinstance(error, RuntimeError) and "alloc" not in str(error):
                 raise
-            faults[source.case] = f"{source.image} needs more memory than there is; raise --spacing_mm or crop the scan"
+            remedy = "raise --spacing_mm" if recipe.preprocessing.spacing_mm else "prepare it where there is more"
+            faults[source.case] = f"{source.image} needs more memory than there is ({error}); {remedy}"
             continue
         first = voxels.setdefault(record.get(VOXELS_KEY, source.case), source.case)
         if first != source.case:
@@ -139,6 +142,8 @@ def _prepare_or_keep(
     dest: Path, source: RawCase, recipe: Recipe, settings: dict[str, Any], overwrite: bool
 ) -> tuple[dict[str, Any], tuple | None]:
     """The record of a case and what `write_case` writes, None where the same is there already."""
+    if not is_name(source.case):
+        raise InputError(f"the name of {source.image} cannot name a folder and stand in a list; rename it")
     files = {"image": _fingerprint(source.image), "label": source.label and _fingerprint(source.label)}
     wanted = {"settings": settings, **files}
     if not overwrite and (record := _prepared(dest, source.case, wanted)):
@@ -208,6 +213,8 @@ def prepare_case(
 ) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any], dict[str, Any]]:
     """Image (W, H, D) float32, label uint8 or None, what the manifest says of them, and their geometry."""
     scan = read_scan(source.image)
+    if (needed := recipe.preprocessing.memory(scan)) > (free := available_memory()):
+        raise MemoryError(f"about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free")
     mask, values = (None, []) if source.label is None else _read_mask(source, scan, recipe)
     image, place = recipe.preprocessing.apply(scan)
     label = None if mask is None else place.place_label(mask)

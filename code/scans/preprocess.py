@@ -6,6 +6,7 @@ folder alone suffices to segment a new scan.
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ RECORD = "preprocessing.json"  # in a prepared data folder
 NORMALISATIONS = ("zscore", "percentile", "none")
 LETTERS = ("LR", "PA", "IS")  # one of each makes an orientation
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+BYTES = 20  # per voxel that normalising and resampling take, in double precision
 MASK_THRESHOLD = 0.5  # a voxel is foreground where more than half of it is
 
 
@@ -63,6 +65,10 @@ class Preprocessing:
         place = self.place(scan)
         return resample(apply_turn(self._normalised(scan.array), place.turn), place.shape), place
 
+    def memory(self, scan: Scan) -> int:
+        """Estimate of the bytes that `apply` takes beside the scan."""
+        return BYTES * max(scan.array.size, math.prod(self.place(scan).shape))
+
     def place(self, scan: Scan) -> "Placement":
         """Where the processed image will lie in the scan; the values of its voxels do not matter."""
         code = self.orientation or orientation_of(scan.affine)
@@ -81,7 +87,10 @@ class Preprocessing:
         """(W, H, D) float32."""
         array = self.filled(array)
         if bad := int(np.count_nonzero(~np.isfinite(array))):
-            raise InputError(f"the scan has {bad} voxels that are NaN or infinite; --fill_nan 0 replaces them")
+            raise InputError(
+                f"the scan has {bad} voxels that are NaN or infinite; --fill_nan 0 of prepare_scans.py and predict.py "
+                "replaces them"
+            )
         if (most := max(abs(float(array.min())), abs(float(array.max())))) > FLOAT32_MAX:
             raise InputError(f"the scan has values up to {most:g}, beyond float32; export it again")
         if self.normalise == "none":
@@ -92,7 +101,7 @@ class Preprocessing:
             shift, high = np.percentile(array, self.percentiles)
             array, width = np.clip(array, shift, high), high - shift
         if not width > 0:
-            raise InputError(f"the scan is constant as far as --normalise {self.normalise} sees; there is no contrast")
+            raise InputError(f"the scan is constant: its {self.normalise} width is {width:g}; leave it out")
         return ((array - shift) / width).astype(np.float32)
 
     # --- the record

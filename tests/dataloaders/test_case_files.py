@@ -109,7 +109,10 @@ def test_spacing_is_the_challenge_s_unless_stored(tmp_path, image):
     assert case_files.read_spacing(tmp_path, CASE) == (1.0, 1.5, 2.0)
 
 
-@pytest.mark.parametrize("stored", [1.0, (1.0, 1.0), (1.0, 0.0, 1.0), (1.0, np.inf, 1.0), (np.nan,) * 3, "1 x 1"])
+BAD_SPACINGS = [1.0, (1, 1), (1, 0, 1), (1, np.inf, 1), (np.nan,) * 3, (1, 1, 1e-4), (1, 1, 600), "1 x 1"]
+
+
+@pytest.mark.parametrize("stored", BAD_SPACINGS)
 def test_bad_spacing(tmp_path, image, label, stored):
     path = write_case(tmp_path, image, label, spacing_mm=stored)
     message = the_fault(lambda: case_files.read_spacing(tmp_path, CASE), path, "spacing_mm")
@@ -255,7 +258,7 @@ def test_find_faults_returns_all_of_them(tmp_path, image, label):
     assert all(word in fault for word, fault in zip(words, faults, strict=True))
 
 
-@pytest.mark.parametrize("case", ["./A1", "/data/A1", "up/A1", "..", ".A1"])
+@pytest.mark.parametrize("case", ["./A1", "/data/A1", "up/A1", "..", ".A1", "up\\A1"])
 def test_an_id_is_a_name(tmp_path, case):
     (tmp_path / "train.list").write_text(f"{case}\n")
     the_fault(lambda: read_list(tmp_path / "train.list", "--train_list"), case, "--train_list")
@@ -284,3 +287,21 @@ def test_files_of_another_layout_are_named(tmp_path, image, label):
     slices = path.parent.with_name(f"{CASE}_slice_1.h5")
     other.rename(slices)
     the_fault(lambda: case_files.read_image(tmp_path, CASE), path, slices)
+
+
+def test_an_accent_in_other_characters_is_named(tmp_path, image, label):
+    case_files.write_case(tmp_path, "M\xfcller", image, label, {})
+    the_fault(lambda: case_files.read_image(tmp_path, "Mu\u0308ller"), tmp_path / "M\xfcller")
+
+
+def test_an_unknown_filter_is_not_damage(tmp_path, image):
+    path = write_case(tmp_path, image)
+    with h5py.File(path, "w") as file:  # as blosc and others write that hdf5plugin brings
+        data = file.create_dataset("image", image.shape, "f4", chunks=image.shape, compression="gzip")
+        data.id.write_direct_chunk((0, 0, 0), b"compressed")
+    content = path.read_bytes()
+    gzip, other = b"\x01\x00\x08\x00\x01\x00\x01\x00deflate\x00", b"\x01\x7d\x08\x00\x01\x00\x01\x00deflate\x00"
+    assert content.count(gzip) == 1
+    path.write_bytes(content.replace(gzip, other))
+    message = the_fault(lambda: case_files.read_image(tmp_path, CASE), path, "filter deflate (32001)")
+    assert "damaged" not in message

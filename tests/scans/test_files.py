@@ -203,9 +203,18 @@ def test_find_scans(tmp_path, array):
     assert list(find_scans(tmp_path)) == list(FOUND)
     assert find_scans(tmp_path / "patient") == {"patient": tmp_path / "patient"}
     fault(lambda: find_scans(tmp_path / "empty"), "no scan", tmp_path / "empty")
+    (tmp_path / "empty" / "slice_1.h5").touch()
+    fault(lambda: find_scans(tmp_path / "empty"), tmp_path / "empty" / "slice_1.h5", "mri_norm2.h5", "--root_path")
     fault(lambda: find_scans(tmp_path / "nowhere"), "no folder", tmp_path / "nowhere")
     (tmp_path / "b.mha").touch()
     fault(lambda: find_scans(tmp_path), "b.nii.gz", "b.mha", "one case id")
+
+
+def test_accents_are_one_character_in_an_id(tmp_path):
+    for name in ("Mu\u0308ller.nii", "M\xfcller.nrrd"):
+        (tmp_path / name).touch()
+        assert find_scans(tmp_path) == {"M\xfcller": tmp_path / name}
+        (tmp_path / name).rename(tmp_path.with_name("away"))
 
 
 FOUND = {"a.1": "a.1.nrrd", "b": "b.nii.gz", "patient": "patient"}

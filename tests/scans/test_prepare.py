@@ -279,9 +279,20 @@ def test_memory_that_ends_costs_one_scan(raw, tmp_path, monkeypatch, error):
         return read_scan(path)
 
     monkeypatch.setattr(prepare, "read_scan", read)
-    outcome = run(raw, tmp_path / "out")
+    outcome = run(raw, tmp_path / "out", Recipe(Preprocessing((3.0, 3.0, 3.0)), {}))
     assert list(outcome.faults) == ["scan1"] and "--spacing_mm" in outcome.faults["scan1"]
     assert len(outcome.cases) == 5
+
+
+def test_a_grid_that_memory_cannot_hold_is_refused_before_it_is_made(raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare.Preprocessing, "apply", lambda *args: pytest.fail("made it"))
+    outcome = run(raw, tmp_path / "out", Recipe(Preprocessing((0.01, 0.01, 0.01)), {}))
+    assert len(outcome.faults) == 6 and all("--spacing_mm" in fault for fault in outcome.faults.values())
+
+
+def test_a_name_that_no_list_can_hold(raw, tmp_path):
+    (raw / "images" / "scan4.nrrd").rename(raw / "images" / "scan 4 .nrrd")
+    assert str(raw / "images" / "scan 4 .nrrd") in run(raw, tmp_path / "out").faults["scan 4 "]
 
 
 def test_one_scan_under_two_ids_is_a_fault(raw, tmp_path):
