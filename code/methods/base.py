@@ -68,8 +68,7 @@ class Method(nn.Module):
     def make_vnet(self, *heads: str, **settings: Any) -> VNet:
         """A V-Net of the width, dropout and norm that the flags ask for; `settings` are further ones."""
         flags = {key: getattr(self.options, key) for key in ("n_filters", "dropout", "norm")}
-        recompute = getattr(self.options, "recompute", False)  # matters to training alone: older runs lack it
-        return VNet(heads, **flags, recompute=recompute, **settings)
+        return VNet(heads, **flags, **settings)
 
     def load_pretrained(self, paths: Sequence[Path]) -> list[str]:
         """Published weights as a start: one file for every V-Net, or one for each in the order of definition.

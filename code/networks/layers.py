@@ -1,4 +1,6 @@
-"""Forms of the V-Net's layers that cost less than PyTorch's own on a CPU and give the same numbers up to rounding.
+"""Forms of common layers that cost less than PyTorch's own on a CPU and give the same numbers up to rounding.
+
+`accelerate` gives them to a network where its layers are what the forms compute, and leaves all others alone.
 
 Beside its convolutions a CPU spends its time on moving memory. Three things waste it: PyTorch's batch norm
 vectorises over channels, of which full resolution has fewer than a register holds; the gradient of a bias that batch
@@ -11,8 +13,8 @@ its input; `recompute` keeps the inputs alone.
 
 import contextlib
 import math
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,22 +26,85 @@ MOST_CHANNELS = 512  # a layer of more has so few voxels that PyTorch's own batc
 LANES = 8  # of which the number of channels must be a multiple
 
 
-def conv_norm_relu(conv: nn.Module, norm: nn.Module, *parts: Tensor, recompute: bool = False) -> Tensor:
-    """Convolution (plain or transposed), norm, ReLU; running statistics are updated as by the norm itself.
+def accelerate(network: nn.Module, recompute: bool = False) -> None:
+    """Let a network's sequences and 1x1x1 convolutions take the faster forms, in place; names and weights stay.
+
+    Whether layers are what a form computes is asked at each call: a hook, another activation or dilation has its
+    effect whenever it comes in.
 
     Args:
-        parts: (B, C, W, H, D), one or several; their sum goes in.
-        recompute: for the backward pass, compute the output again instead of keeping it. The norm must be a batch norm.
+        recompute: in training, compute the outputs of batch norm and ReLU again for the backward pass instead of
+            keeping them: the same numbers with less memory.
     """
+    weights = [weight for weight in network.parameters() if weight.dim() == 5 and not weight.is_contiguous()]
+    channels_last = any(weight.is_contiguous(memory_format=torch.channels_last_3d) for weight in weights)
+    for module in network.modules():
+        if type(module) in (nn.Sequential, Layers):
+            module.__class__ = Layers
+            module.recompute, module.channels_last = recompute, channels_last
+        elif type(module) is nn.Conv3d and module.kernel_size == (1, 1, 1):
+            module.__class__ = Pointwise
+
+
+class Layers(nn.Sequential):
+    """Its modules one after the other; a convolution with its batch norm and ReLU in one."""
+
+    recompute = channels_last = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        volumes = x.dim() == 5
+        if self.channels_last and volumes and x.shape[1] == 1:
+            x = _laid_out(x)
+        layers = list(self)
+        while layers:
+            if volumes and _fuses(*layers[:3]):
+                x = conv_norm_relu(layers[0], layers[1], x, self.recompute and torch.is_grad_enabled())
+                del layers[:3]
+            else:
+                x = layers.pop(0)(x)
+        return x
+
+
+def _fuses(conv: nn.Module, norm: nn.Module | None = None, relu: nn.Module | None = None) -> bool:
+    """Whether `conv_norm_relu` computes what three layers do."""
+    return (
+        _is_just(relu, nn.ReLU)
+        and _is_just(norm, nn.BatchNorm3d)
+        and _is_just(conv, nn.Conv3d, nn.ConvTranspose3d)
+        and (conv.dilation, conv.output_padding) == ((1, 1, 1), (0, 0, 0))
+        and (conv.groups, conv.padding_mode, type(conv.padding)) == (1, "zeros", tuple)
+        and conv.bias is not None
+        and norm.affine
+        and norm.track_running_stats
+        and norm.momentum is not None
+        and norm.weight.dtype == torch.float32
+    )
+
+
+def _is_just(module: nn.Module | None, *kinds: type[nn.Module]) -> bool:
+    """Whether a module is of one of these classes, not of a subclass, and nobody listens to it or has changed it."""
+    if type(module) not in kinds or "forward" in vars(module):
+        return False
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return not any(hooks)
+
+
+def _laid_out(image: Tensor) -> Tensor:
+    """An image of one channel, channels last: such a tensor fits both formats, and PyTorch takes it for contiguous
+    unless its strides say otherwise; the whole first level would then be contiguous."""
+    return image.squeeze(1).contiguous().unsqueeze(-1).movedim(-1, 1)
+
+
+def conv_norm_relu(conv: nn.Module, norm: nn.BatchNorm3d, x: Tensor, recompute: bool = False) -> Tensor:
+    """Convolution (plain or transposed), batch norm, ReLU; running statistics are updated as by the norm itself."""
     convolve = F.conv_transpose3d if isinstance(conv, nn.ConvTranspose3d) else F.conv3d
-    x, batch_norm = sum(parts[1:], parts[0]), isinstance(norm, nn.BatchNorm3d)
-    if batch_norm and not norm.training and not torch.is_grad_enabled():
+    if not norm.training and not torch.is_grad_enabled():
         weight, bias = _with_norm(conv, norm)
         return F.relu(convolve(x, weight, bias, stride=conv.stride, padding=conv.padding), inplace=True)
     fused = x.device.type == "cpu" or recompute  # a compiler fuses by itself
-    if not (batch_norm and norm.training and fused) or torch.compiler.is_compiling():
+    if not (norm.training and fused) or torch.compiler.is_compiling():
         return F.relu(norm(conv(x)), inplace=True)
-    with _forgotten(x, parts):
+    with _forgotten(x):
         x = convolve(x, conv.weight, stride=conv.stride, padding=conv.padding)
     norm.num_batches_tracked.add_(1)
     statistics = norm.running_mean, norm.running_var, norm.momentum, norm.eps
@@ -102,12 +167,10 @@ def _output(node, keep: bool = False) -> Tensor:
     return out
 
 
-def _forgotten(x: Tensor, parts: Sequence[Tensor]) -> AbstractContextManager:
-    """Within it, x, the sum of the parts, is not kept for the backward pass where all parts can be computed again."""
-    if torch.compiler.is_compiling():
-        return contextlib.nullcontext()
-    nodes = [part.grad_fn for part in parts]
-    if not all(getattr(node, "recompute", False) for node in nodes):
+def _forgotten(x: Tensor) -> AbstractContextManager:
+    """Within it, x is not kept for the backward pass where it can be computed again."""
+    nodes = [] if torch.compiler.is_compiling() else _origins(x)
+    if not nodes:
         return contextlib.nullcontext()
     address = x.data_ptr()  # the graph holds the functions below, so they must not hold x
 
@@ -122,6 +185,18 @@ def _forgotten(x: Tensor, parts: Sequence[Tensor]) -> AbstractContextManager:
         return sum(outputs[1:], outputs[0]).as_strided(*kept)
 
     return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
+
+
+def _origins(x: Tensor) -> list[Any]:
+    """The nodes of the graph from whose outputs x, one of them or their sum, can be computed again; none if it cannot.
+
+    The sum is that of a skip connection.
+    """
+    node, nodes = x.grad_fn, [x.grad_fn]
+    if type(node).__name__ == "AddBackward0" and node._saved_alpha == 1:
+        nodes = [source for source, _ in node.next_functions]
+    known = all(getattr(node, "recompute", False) and node.saved_tensors[0].shape == x.shape for node in nodes)
+    return nodes if known else []
 
 
 def _plain_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
@@ -198,11 +273,9 @@ def _folded_norm_backward(grad, x, weight, mean, inverse_sd, eps) -> tuple[Tenso
 class Pointwise(nn.Conv3d):
     """A 1x1x1 convolution; with channels last, where voxels are the rows of a matrix, as one product of matrices."""
 
-    def __init__(self, in_channels: int, out_channels: int):
-        super().__init__(in_channels, out_channels, 1)
-
     def forward(self, x: Tensor) -> Tensor:
-        if not x.is_contiguous(memory_format=torch.channels_last_3d):
+        plain = (self.stride, self.padding, self.groups) == ((1, 1, 1), (0, 0, 0), 1)
+        if not plain or not x.is_contiguous(memory_format=torch.channels_last_3d):
             return super().forward(x)
-        with _forgotten(x, [x]):
+        with _forgotten(x):
             return F.linear(x.permute(0, 2, 3, 4, 1), self.weight.flatten(1), self.bias).permute(0, 4, 1, 2, 3)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from networks.layers import accelerate
 from networks.vnet import VNet
 from runtime.distributed import ALONE, Ranks
 from utils.errors import InputError
@@ -103,6 +104,7 @@ def place(method: nn.Module, device: torch.device, options: Namespace, ranks: Ra
             )
         method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
     method.to(device=device, memory_format=memory_format(device, options.amp))
+    accelerate(method, getattr(options, "recompute", False))  # a flag of training alone, which older runs lack
     if options.compile:
         for network in (module for module in method.modules() if isinstance(module, VNet)):
             network.compile()

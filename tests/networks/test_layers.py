@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from networks import layers as fused
+from networks.layers import accelerate
 from networks.vnet import VNet
 
 CHANNELS_LAST = torch.channels_last_3d
@@ -22,6 +23,116 @@ def with_gradients(form, layers, x, towards):
     (out * towards).sum().backward()
     grads = {f"{kind}.{key}": p.grad for kind, m in (("conv", conv), ("norm", norm)) for key, p in m.named_parameters()}
     return {"out": out.detach(), "x": x.grad, **grads, **dict(norm.named_buffers())}
+
+
+def fast(layout, *heads, recompute=False, **settings):
+    """A seeded small V-Net in a memory format, accelerated."""
+    torch.manual_seed(1)
+    network = VNet(heads or ("seg",), **{"n_filters": 8, "dropout": 0.0} | settings).to(memory_format=layout)
+    accelerate(network, recompute)
+    return network
+
+
+# --- what a network says is what runs
+
+
+def leaky(network):
+    for block in (m for m in network.modules() if isinstance(m, nn.Sequential)):
+        for index, layer in enumerate(block):
+            if isinstance(layer, nn.ReLU):
+                block[index] = nn.LeakyReLU(0.5)
+
+
+def dilated(network):
+    for conv in (m for m in network.decoder.modules() if isinstance(m, nn.Conv3d)):
+        conv.dilation, conv.padding = (2, 2, 2), (2, 2, 2)
+
+
+def circular(network):
+    for stage in (*network.encoder, *network.decoder):
+        for index in range(0, len(stage), 3):
+            conv = stage[index]
+            stage[index] = nn.Conv3d(conv.in_channels, conv.out_channels, 3, padding=1, padding_mode="circular")
+            stage[index].load_state_dict(conv.state_dict())
+
+
+def without_bias(network):
+    for conv in (m for m in network.modules() if isinstance(m, nn.Conv3d | nn.ConvTranspose3d)):
+        conv.bias = None
+
+
+def other_batch_norm(network):
+    class Doubled(nn.BatchNorm3d):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    norm = network.decoder[-1][1]
+    network.decoder[-1][1] = Doubled(norm.num_features)
+
+
+CHANGES = [leaky, dilated, circular, without_bias, other_batch_norm]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_layer_has_its_effect(change, when, training):
+    """That of the same change to PyTorch's own layers, be it made before the acceleration or after it."""
+
+    def output(*steps):
+        torch.manual_seed(0)
+        network = VNet(("seg",), n_filters=8, dropout=0.0).to(memory_format=CHANNELS_LAST)
+        for parameter in network.parameters():
+            if parameter.dim() == 1:  # biases matter, and running statistics are not those of the batch
+                nn.init.uniform_(parameter, 0.5, 1)
+        for step in steps:
+            step(network)
+        with torch.set_grad_enabled(training):
+            return network.train(training)(torch.randn(2, 1, 32, 32, 32))["seg"]
+
+    unchanged, expected = output(), output(change)
+    if change is not without_bias or not training:  # batch statistics cancel it
+        assert (unchanged - expected).abs().max() > 1e-2
+    actual = output(change, accelerate) if when == "before" else output(accelerate, change)
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("hook", ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"])
+@pytest.mark.parametrize("first", [False, True])
+def test_hooks_fire_on_every_layer(first, hook, training):
+    network, called = fast(CHANNELS_LAST) if first else VNet(n_filters=8, dropout=0.0), set()
+    layers = {name: m for name, m in network.named_modules() if not isinstance(m, nn.ModuleList | nn.ModuleDict)}
+    for name, layer in layers.items():
+        getattr(layer, hook)(lambda *call, name=name: called.add(name))
+    if not first:
+        accelerate(network)
+    network.train(training)(torch.randn(2, 1, 32, 32, 32).requires_grad_())["seg"].sum().backward()
+    assert called >= layers.keys() - {""}  # the network's own output is a dictionary, whose gradient PyTorch passes by
+
+
+def test_accelerating_keeps_names_weights_and_modules():
+    network = VNet(("seg", "sdm"), n_filters=8, sdm_head="block")
+    before, modules = dict(network.state_dict(keep_vars=True)), list(network.modules())
+    accelerate(network)
+    accelerate(network)
+    after = network.state_dict(keep_vars=True)
+    assert list(after) == list(before) and all(value is before[name] for name, value in after.items())
+    assert all(a is b for a, b in zip(network.modules(), modules, strict=True))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_every_layer_of_the_vnet_is_accelerated(training, monkeypatch):
+    """29 of a convolution, a batch norm and a ReLU, and the head."""
+    network, calls = fast(CHANNELS_LAST), []
+    for layer in (nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d, nn.ReLU):
+        monkeypatch.setattr(layer, "forward", lambda self, *call: calls.append(self))
+    with torch.set_grad_enabled(training):
+        network.train(training)(torch.randn(2, 1, 32, 32, 32))
+    assert calls == []
+
+
+# --- the faster forms
 
 
 @pytest.mark.parametrize("channels", [8, 16, 32, 12])
@@ -92,7 +203,9 @@ def test_evaluation_uses_running_statistics_and_leaves_them(kind, grad):
 @pytest.mark.parametrize("channels", [8, 12])
 def test_pointwise_is_a_convolution(channels, outputs, layout):
     torch.manual_seed(0)
-    conv = fused.Pointwise(channels, outputs)
+    conv = nn.Conv3d(channels, outputs, 1)
+    accelerate(conv)
+    assert type(conv) is fused.Pointwise
     x = torch.randn(2, channels, 8, 8, 4).contiguous(memory_format=layout)
     towards = torch.randn(2, outputs, 8, 8, 4)
 
@@ -105,12 +218,10 @@ def test_pointwise_is_a_convolution(channels, outputs, layout):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_training_step_is_that_of_plain_layers(plain_layers):
+def test_training_step_is_that_of_plain_layers():
     """Parameters and statistics after steps of SGD: those of the same network, contiguous, by PyTorch's layers."""
 
-    def trained(layout):
-        torch.manual_seed(1)
-        network = VNet(("seg", "softmax"), n_filters=8, dropout=0.0).to(memory_format=layout)
+    def trained(network, layout):
         optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
         generator = torch.Generator().manual_seed(2)
         for _ in range(2):
@@ -121,18 +232,19 @@ def test_training_step_is_that_of_plain_layers(plain_layers):
             optimizer.step()
         return loss.item(), network.state_dict()
 
-    loss, state = trained(CHANNELS_LAST)
-    plain_layers()
-    expected_loss, expected = trained(torch.contiguous_format)
+    loss, state = trained(fast(CHANNELS_LAST, "seg", "softmax"), CHANNELS_LAST)
+    torch.manual_seed(1)
+    plain_network = VNet(("seg", "softmax"), n_filters=8, dropout=0.0)
+    expected_loss, expected = trained(plain_network, torch.contiguous_format)
     assert loss == pytest.approx(expected_loss, abs=1e-5)
     for name, value in expected.items():
         torch.testing.assert_close(state[name], value, rtol=1e-3, atol=5e-5, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def test_first_level_is_channels_last():
-    network = VNet(n_filters=8, dropout=0.0).to(memory_format=CHANNELS_LAST)
     image = torch.randn(2, 1, 32, 32, 32).contiguous(memory_format=CHANNELS_LAST)
-    assert network.encoder[0](network._laid_out(image)).is_contiguous(memory_format=CHANNELS_LAST)
+    assert fast(CHANNELS_LAST).encoder[0](image).is_contiguous(memory_format=CHANNELS_LAST)
+    assert fast(torch.contiguous_format).encoder[0](image).is_contiguous()
 
 
 def held_for_backward(network, image):
@@ -148,8 +260,7 @@ def held_for_backward(network, image):
 @pytest.mark.parametrize(("layout", "width"), [(CHANNELS_LAST, 8), (torch.contiguous_format, 8), (CHANNELS_LAST, 12)])
 def test_recomputing_changes_no_bit(amp, dropout, layout, width):
     def trained(recompute):
-        torch.manual_seed(1)
-        network = VNet(("seg", "sdm"), width, dropout, recompute=recompute).to(memory_format=layout)
+        network = fast(layout, "seg", "sdm", recompute=recompute, n_filters=width, dropout=dropout)
         image = torch.randn(2, 1, 48, 48, 48)
         with torch.autocast("cpu", torch.bfloat16, enabled=amp):
             loss = sum(output.square().mean() for output in network(image).values())
@@ -163,15 +274,15 @@ def test_recomputing_changes_no_bit(amp, dropout, layout, width):
 
 
 def test_recomputing_keeps_half_as_much():
-    image = torch.randn(1, 1, 32, 32, 32)
-    held = [held_for_backward(VNet(n_filters=8, recompute=on).to(memory_format=CHANNELS_LAST), image) for on in (0, 1)]
+    image = torch.randn(2, 1, 32, 32, 32)
+    held = [held_for_backward(fast(CHANNELS_LAST, dropout=0.5, recompute=on), image) for on in (False, True)]
     assert held[1] < 0.55 * held[0]
 
 
 def test_recomputing_lets_go_of_everything_in_the_backward_pass():
-    network = VNet(n_filters=8, recompute=True).to(memory_format=CHANNELS_LAST)
-    out = network(torch.randn(1, 1, 32, 32, 32))["seg"]
-    node = network.encoder[0](network._laid_out(torch.randn(1, 1, 32, 32, 32))).grad_fn
+    network = fast(CHANNELS_LAST, recompute=True)
+    out = network(torch.randn(2, 1, 32, 32, 32))["seg"]
+    node = network.encoder[0](torch.randn(2, 1, 32, 32, 32)).grad_fn
     out.sum().backward()
     assert type(node).__name__ == "_BatchNormReLUBackward" and node.recompute
     seen, nodes = set(), [out.grad_fn]
@@ -187,7 +298,7 @@ def test_recomputing_lets_go_of_everything_in_the_backward_pass():
 @pytest.mark.parametrize("layout", [CHANNELS_LAST, torch.contiguous_format])
 def test_a_training_network_is_one_graph_to_the_compiler(layout):
     """A break in it would leave layers out of what is compiled."""
-    network = VNet(("seg", "sdm"), n_filters=8, dropout=0.0).to(memory_format=layout)
+    network = fast(layout, "seg", "sdm")
     compiled = torch.compile(network, backend="eager", fullgraph=True)
     sum(output.sum() for output in compiled(torch.randn(2, 1, 32, 32, 32)).values()).backward()
     assert network.encoder[0][0].weight.grad is not None
