@@ -103,7 +103,7 @@ def comparison_rows(tested: Sequence[TestedRun]) -> tuple[list[str], list[list[s
     groups = group_seeds(tested)
     differences = [None, *(dice_difference(groups[0], group) for group in groups[1:])]
     corrected = holm([difference.p if difference else np.nan for difference in differences])
-    columns = columns_of(tested[0].scores)
+    columns = columns_of([score for run in tested for score in run.scores])
     several = len(groups) > 1
     rows = []
     for group, difference, p in zip(groups, differences, corrected, strict=True):

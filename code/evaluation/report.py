@@ -8,7 +8,7 @@ import base64
 import gzip
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +18,27 @@ from plotly.offline import get_plotlyjs
 
 from dataloaders import case_files
 from evaluation.colors import look
-from evaluation.comparison import TestedRun
+from evaluation.comparison import TestedRun, comparison_note, comparison_rows
 from evaluation.figures import LABEL, LABEL_COLOR, SCALE_BARS_MM, gray_window
 from evaluation.metrics import summarise
+from evaluation.provenance import counted, facts, options, output_name
+from evaluation.statistics import agreement
 from evaluation.surfaces import mesh, sample, signed_surface_distance
-from evaluation.tables import COLUMNS, mean_sd, pick
+from evaluation.tables import FILTER_NAMES, WITH_MM, columns_of, mean_sd, pick
 from runtime.journal import read_curves
 from utils import files
 from utils.nifti import axes_are_lps
 
 PAGE = Path(__file__).parent / "page"
-SCRIPTS = (
-    "report.js",
-    "plots.js",
-    "slices.js",
-    "surfaces.js",
-    "start.js",
-)  # each builds on those before
+SCRIPTS = ("report.js", "plots.js", "slices.js", "surfaces.js", "start.js")  # each builds on those before
 GRAYS = 64  # levels of a stored scan; noise hides the steps, and the page takes half the bytes of 256
 TRIANGLES = 6000  # of a surface at most
 POINT_MM = 0.05  # steps of a stored surface point; 16 bits reach 1.6 m
 DISTANCE_VOX = 0.01  # steps of a stored distance
 CURVE_POINTS = 400  # of a curve at most
 HIDDEN_CURVES = ("data_wait",)
-LOW_IS_GOOD = ("asd_vox", "hd95_vox")
-COSTS = ("iteration", "training_seconds", "peak_memory_gib", "test_seconds")
+VOLUME_ERROR = "volume_error_ml"  # |prediction - label|, which only the page shows
+HIGH_IS_GOOD = ("dice", "jaccard")
 
 
 def write_report(path: Path, title: str, systems: Sequence[TestedRun], blocks: Sequence[str] = ()) -> None:
@@ -53,12 +49,13 @@ def write_report(path: Path, title: str, systems: Sequence[TestedRun], blocks: S
         blocks: texts to show as they are below the summary.
     """
     cases = list(dict.fromkeys(case for system in systems for case in system.reported))
+    agreements = [_agreement(system) for system in systems]
     data = {
-        "metrics": [
-            {"key": key, "heading": heading, "factor": factor, "decimals": decimals, "low": key in LOW_IS_GOOD}
-            for key, (heading, factor, decimals) in COLUMNS.items()
+        "metrics": _metrics(systems),
+        "systems": [
+            {"name": system.name, **look(index), "curves": _curves(system.folder), "agreement": limits}
+            for index, (system, limits) in enumerate(zip(systems, agreements, strict=True))
         ],
-        "systems": [_system(system, index) for index, system in enumerate(systems)],
         "cases": [{"id": case, "scores": [_scores(system, case) for system in systems]} for case in cases],
         "label": {"name": LABEL, "color": LABEL_COLOR},
         "bars": SCALE_BARS_MM,
@@ -67,10 +64,14 @@ def write_report(path: Path, title: str, systems: Sequence[TestedRun], blocks: S
     page = (PAGE / "report.html").read_text(encoding="utf-8")
     parts = {
         "title": html.escape(title),
-        "subtitle": html.escape(f"{len(cases)} cases; {_scans(systems)}"),
+        "subtitle": html.escape(f"{counted(len(cases), 'case')}; {_lists(systems)}"),
         "summary": _summary(systems),
+        "note": html.escape(comparison_note(systems)),
+        "outputs": _outputs(systems),
         "paper": _printed(blocks),
-        "provenance": "".join(map(_provenance, systems)),
+        "agreement": _agreement_table(systems, agreements),
+        "facts": _side_by_side(systems, [facts(system) for system in systems]),
+        "options": _side_by_side(systems, [options(system) for system in systems]),
         "css": (PAGE / "report.css").read_text(encoding="utf-8"),
         "data": json.dumps(data, allow_nan=False).replace("</", "<\\/"),
         "plotly": get_plotlyjs(),
@@ -85,34 +86,45 @@ def write_report(path: Path, title: str, systems: Sequence[TestedRun], blocks: S
 # --- tables
 
 
-def _scans(systems: Sequence[TestedRun]) -> str:
-    options = systems[0].content["options"]
-    seeds = {system.content["options"].get("seed") for system in systems}
-    several = f"{len(systems)} runs" if len(systems) > 1 else f"iteration {systems[0].content['iteration']}"
-    seed = f", seed {options.get('seed')}" if len(seeds) == 1 else ""
-    return f"preset {options.get('preset')}, lists {options.get('split')}{seed}; {several}"
+def _lists(systems: Sequence[TestedRun]) -> str:
+    """Which test list; the challenge's own is called official, and no other."""
+    data = [system.content.get("data", {}) for system in systems]
+    if all(found.get("official") for found in data):
+        return "the official lists of the left atrium challenge"
+    named = dict.fromkeys(Path(found["test_list"]).name for found in data if "test_list" in found)
+    return ", ".join([*(f"test list {name}" for name in named), counted(len(systems), "run")])
+
+
+def _row(cells: Sequence[str], tag: str) -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+    return _framed(_row(header, "th"), (_row(row, "td") for row in rows))
 
-    body = "".join(line(row, "td") for row in rows)
-    return f'<div class="scroll"><table><thead>{line(header, "th")}</thead><tbody>{body}</tbody></table></div>'
+
+def _framed(head: str, rows: Iterable[str]) -> str:
+    table = f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
+    return f'<div class="scroll" tabindex="0">{table}</div>'
 
 
 def _summary(systems: Sequence[TestedRun]) -> str:
-    """mean ± sd of every run, output and post-processing."""
+    """The comparison as the terminal has it; outputs by the names that a reader knows."""
+    header, rows = comparison_rows(systems)
+    return _table(header, [[row[0], ", ".join(map(output_name, row[1].split(", "))), *row[2:]] for row in rows])
+
+
+def _outputs(systems: Sequence[TestedRun]) -> str:
+    """mean ± sd of every run, output and filter."""
+    columns = columns_of([score for system in systems for score in system.scores])
     rows = []
     for system in systems:
-        scores, reported = system.scores, system.content["reported"]
-        for head, post in dict.fromkeys((row["head"], row["post"]) for row in scores):
-            summary = summarise(pick(scores, head, post))
-            star = " ★" if (head, post) == (reported["head"], reported["post"]) else ""
-            rows.append(
-                [system.name, f"{head}, {post}{star}", *(mean_sd(metric, summary[metric]) for metric in COLUMNS)]
-            )
-    return _table(["run", "output, filter", *(heading for heading, _, _ in COLUMNS.values())], rows)
+        for head, post in dict.fromkeys((score["head"], score["post"]) for score in system.scores):
+            summary = summarise(pick(system.scores, head, post))
+            star = " ★" if (head, post) == system.kind else ""
+            means = (mean_sd(metric, summary[metric]) for metric in columns)
+            rows.append([system.name, output_name(head), f"{FILTER_NAMES[post]}{star}", *means])
+    return _table(["run", "output", "filter", *columns.values()], rows)
 
 
 def _printed(blocks: Sequence[str]) -> str:
@@ -128,21 +140,56 @@ def _paragraph(text: str) -> str:
     return f"<{tag}>{html.escape(text)}</{tag}>"
 
 
-def _provenance(system: TestedRun) -> str:
-    scores = system.content
-    facts = {key: scores.get(key) for key in COSTS} | {"training_machine": scores.get("training_machine")}
-    facts |= {"test_machine": scores.get("test_machine"), "versions": scores.get("versions")}
-    lines = [f"{key}: {value}" for key, value in {**facts, **scores["options"]}.items()]
-    return (
-        f"<details><summary>{html.escape(system.name)}</summary><pre>{html.escape(chr(10).join(lines))}</pre></details>"
-    )
+def _agreement(system: TestedRun) -> dict[str, float] | None:
+    """Mean difference in volume and its limits; None where the scores have no volumes."""
+    scores = list(system.reported.values())
+    if not all("volume_ml" in score for score in scores):
+        return None
+    found = agreement([score["label_ml"] for score in scores], [score["volume_ml"] for score in scores])
+    return {name: _number(value) for name, value in found._asdict().items()}
+
+
+def _agreement_table(systems: Sequence[TestedRun], agreements: Sequence[dict[str, float] | None]) -> str:
+    """Mean volumes, and prediction minus label with the limits of agreement."""
+    rows = []
+    for system, found in zip(systems, agreements, strict=True):
+        if found:
+            means = [np.mean([s[key] for s in system.reported.values()]) for key in ("label_ml", "volume_ml")]
+            low, high = ("-" if found[end] is None else f"{found[end]:+.2f}" for end in ("low", "high"))
+            rows.append([system.name, *(f"{mean:.2f}" for mean in means), f"{found['mean']:+.2f}", f"{low} to {high}"])
+    header = ["run", "label [mL]", "prediction [mL]", "mean difference [mL]", "95 % limits of agreement [mL]"]
+    return _table(header, rows) if rows else ""
+
+
+def _side_by_side(systems: Sequence[TestedRun], columns: Sequence[dict[str, str]]) -> str:
+    """A row for each fact: a cell for every run, or one for all where they agree."""
+    rows = []
+    for name in dict.fromkeys(name for of_run in columns for name in of_run):
+        values = [of_run.get(name, "") for of_run in columns]
+        same = len(set(values)) == 1
+        cells = values[:1] if same else values
+        wide = f' colspan="{len(values)}"' if same else ""
+        cells = "".join(f"<td{wide}>{html.escape(value) or '–'}</td>" for value in cells)
+        rows.append(f"<tr><td>{html.escape(name)}</td>{cells}</tr>")
+    return _framed(_row(["", *(system.name for system in systems)], "th"), rows)
 
 
 # --- data of the script
 
 
-def _system(system: TestedRun, index: int) -> dict[str, Any]:
-    return {"name": system.name, **look(index), "curves": _curves(system.folder)}
+def _metrics(systems: Sequence[TestedRun]) -> list[dict[str, Any]]:
+    """What every run has, and whether it is plotted: a distance in mm rather than in voxels."""
+    found = columns_of([score for system in systems for score in system.scores])
+    has_mm = "asd_mm" in found
+    metrics = [
+        {"key": key, "heading": heading, "factor": WITH_MM[key][1], "decimals": WITH_MM[key][2]}
+        | {"low": key not in HIGH_IS_GOOD, "plotted": not (has_mm and key.endswith("_vox"))}
+        for key, heading in found.items()
+    ]
+    if all("volume_ml" in score for system in systems for score in system.reported.values()):
+        error = {"key": VOLUME_ERROR, "heading": "Volume error [mL]", "factor": 1, "decimals": 2}
+        metrics.append(error | {"low": True, "plotted": False})
+    return metrics
 
 
 def _curves(folder: Path) -> dict[str, list[float | None]]:
@@ -155,7 +202,12 @@ def _curves(folder: Path) -> dict[str, list[float | None]]:
 
 def _scores(system: TestedRun, case: str) -> dict[str, float | None] | None:
     row = system.reported.get(case)
-    return {key: _number(row[key]) for key in COLUMNS} if row else None
+    if row is None:
+        return None
+    scores = {key: _number(row[key]) for key in (*WITH_MM, "volume_ml", "label_ml") if key in row}
+    if "volume_ml" in row:
+        scores[VOLUME_ERROR] = abs(row["volume_ml"] - row["label_ml"])
+    return scores
 
 
 def _number(value: float) -> float | None:

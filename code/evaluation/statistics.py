@@ -111,3 +111,19 @@ def crossed_difference(first: np.ndarray, second: np.ndarray) -> CrossedDifferen
     tested = cases >= MIN_CASES and (error or mean)  # no difference in any case: nothing to test
     p = float(2 * stats.t.sf(abs(mean) / error, freedom) if error else 0.0) if tested else np.nan
     return CrossedDifference(float(mean), float(mean - half), float(mean + half), seeds, cases, p)
+
+
+class Agreement(NamedTuple):
+    """Mean difference of two measurements, and the limits of 95 % of the differences; NaN for one case."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def agreement(first: Sequence[float], second: Sequence[float]) -> Agreement:
+    """second - first with its limits of agreement, mean ± 1.96 sd (Bland & Altman, The Lancet 1986)."""
+    difference = np.subtract(second, first, dtype=float)
+    mean = float(difference.mean())
+    half = stats.norm.ppf((1 + CONFIDENCE) / 2) * difference.std(ddof=1) if len(difference) > 1 else np.nan
+    return Agreement(mean, float(mean - half), float(mean + half))

@@ -50,8 +50,8 @@ def pick(scores: Sequence[Score], head: str, post: str) -> list[Score]:
 
 
 def columns_of(scores: Sequence[Score]) -> dict[str, str]:
-    """The metrics that scores have, with their headings; old ones lack those in mm."""
-    return {metric: heading for metric, (heading, _, _) in WITH_MM.items() if metric in scores[0]}
+    """The metrics that all scores have, with their headings; old ones lack those in mm."""
+    return {metric: heading for metric, (heading, _, _) in WITH_MM.items() if all(metric in score for score in scores)}
 
 
 def case_table(scores: Sequence[Score], head: str, post: str) -> str:

@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import gzip
+import html
 import json
 import re
 import shutil
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from dataloaders import case_files
-from evaluation.comparison import TestedRun
+from evaluation.comparison import TestedRun, comparison_rows
 from evaluation.metrics import evaluate
 from evaluation.report import GRAYS, pack, write_report
 from runtime import runs
@@ -36,7 +37,7 @@ def make_system(name: str, root, folder, cases, shift: int) -> TestedRun:
             mask = np.zeros_like(mask)
         (folder / runs.PREDICTIONS).mkdir(parents=True, exist_ok=True)
         write_nifti(folder / runs.PREDICTIONS / f"{case}.nii.gz", mask, (1.0, 1.0, 1.0))
-        scores = evaluate(mask, label)
+        scores = evaluate(mask, label, (1.0, 1.0, 1.0))
         values = {key: None if np.isnan(value) else value for key, value in scores.items()}
         rows.append({"case": case, "head": "seg", "post": "none", **values})
     (folder / runs.CURVES).write_text("iteration,loss/seg\n10,0.5\n20,\n30,0.1\n")
@@ -92,6 +93,32 @@ def test_scores_are_those_of_the_test_and_a_missed_case_has_none(page):
     assert "(1 missed)" in path.read_text()
 
 
+def test_the_first_table_is_the_terminals_and_volumes_are_in_ml(page):
+    path, cases, systems = page
+    text = html.unescape(path.read_text())
+    assert all(cell in text for row in comparison_rows(systems)[1] for cell in row[2:])
+    data, label = carried(path), systems[0].reported[cases[0]]["label_ml"]
+    assert data["cases"][0]["scores"][0]["label_ml"] == label
+    differences = [system["agreement"]["mean"] for system in data["systems"]]
+    assert differences[0] == pytest.approx(0, abs=1e-9) and differences[1] == pytest.approx(-label / 2, rel=0.5)
+    assert [metric["key"] for metric in data["metrics"] if metric["plotted"]] == [
+        "dice",
+        "jaccard",
+        "asd_mm",
+        "hd95_mm",
+    ]
+
+
+def test_runs_side_by_side_share_a_cell_where_they_agree(page):
+    (table,) = re.findall(r"<td>weights</td>(.*?)</tr>", page[0].read_text())
+    assert table == '<td colspan="2">last, iteration 30</td>'
+    _, _, systems = page
+    other = dataclasses.replace(systems[1], content=systems[1].content | {"iteration": 60})
+    write_report(page[0], "t", [systems[0], other])
+    (table,) = re.findall(r"<td>weights</td>(.*?)</tr>", page[0].read_text())
+    assert table == "<td>last, iteration 30</td><td>last, iteration 60</td>"
+
+
 def test_surface_distance_of_a_shifted_label(page):
     path, cases, _ = page
     stored = carried(path)["volumes"][cases[0]]["surfaces"][1]
@@ -123,6 +150,18 @@ def test_sides_are_named_only_where_the_axes_are_the_patients(axes, phantom, tmp
     write_report(tmp_path / "r.html", "t", [make_system("one", phantom, tmp_path / "one", cases, 1)])
     stored = carried(tmp_path / "r.html")["volumes"][cases[0]]
     assert stored["spacing"] == [0.5, 1.0, 2.0] and stored["anatomical"] == (axes[0] == 1)
+
+
+def test_each_run_is_read_from_its_own_folder(phantom, tmp_path):
+    cases = case_files.read_list(phantom / "test.list", "--test_list")
+    shutil.copytree(phantom / cases[1], tmp_path / "scans" / "elsewhere")
+    systems = [make_system("one", phantom, tmp_path / "one", cases[:1], 1)]
+    systems.append(make_system("two", tmp_path / "scans", tmp_path / "two", ["elsewhere"], 1))
+    write_report(tmp_path / "r.html", "t", systems)
+    volumes = carried(tmp_path / "r.html")["volumes"]
+    assert list(volumes) == [cases[0], "elsewhere"]
+    label = np.unpackbits(np.frombuffer(gzip.decompress(base64.b64decode(volumes["elsewhere"]["masks"][0])), np.uint8))
+    assert label.sum() == case_files.read_label(phantom, cases[1]).sum()
 
 
 def test_equal_arrays_pack_to_equal_text():
@@ -167,6 +206,9 @@ def test_a_browser_shows_it(page, phantom, tmp_path):
     result = visit(path, tmp_path)
     assert result["moved"] and result["windowed"] and result["slice"].startswith("1 /")
     assert result["grays"] == grays(carried(path)["volumes"][result["worst"][0]]).sum()
+    assert result["looks"] == 4  # outline, fill and its opacity
+    assert result["keyed"].startswith("12 /") and result["next"] == [result["worst"][1]] * 2
+    assert "#viewer" in result["page"]["links"] and result["page"]["overflow"] <= 0
     assert result["surface"] and result["boxes"] >= 4 and result["differences"] == 4
     assert [name for name in result["requests"] if not name.startswith(("file:", "data:", "blob:"))] == []
     assert sorted(result["worst"]) == sorted(cases) and result["best"] == result["worst"][::-1]
@@ -187,5 +229,12 @@ def test_a_browser_shows_it(page, phantom, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-def test_surfaces_stand_still_for_who_asked_for_less_motion(page, tmp_path):
-    assert visit(page[0], tmp_path, "--force-prefers-reduced-motion")["turned"] == 0
+def test_on_a_small_dark_screen_with_less_motion(page, tmp_path):
+    flags = ("--force-prefers-reduced-motion", "--blink-settings=preferredColorScheme=0", "--window-size=390,844")
+    result = visit(page[0], tmp_path, *flags)
+    assert result["turned"] == 0 and result["page"]["overflow"] <= 0 and result["page"]["width"] <= 500
+    dark, bright = (
+        [int(part, base) for part in re.findall(pattern, result["page"][name])]
+        for name, pattern, base in (("ground", r"\d+", 10), ("ink", "[0-9a-f]{2}", 16))
+    )
+    assert max(dark) < 50 and min(bright) > 200

@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluation.statistics import MIN_CASES, PairedDifference, crossed_difference, holm, paired_difference, paired_test
+from evaluation.statistics import (
+    MIN_CASES,
+    PairedDifference,
+    agreement,
+    crossed_difference,
+    holm,
+    paired_difference,
+    paired_test,
+)
 
 RNG = np.random.default_rng(0)
 FIRST = RNG.normal(0.8, 0.1, 16)
@@ -143,3 +151,9 @@ def test_where_there_is_no_interval_and_no_p():
     assert np.isnan(crossed_difference(FIRST[None], FIRST[None]).p)
     assert crossed_difference(np.zeros((2, 6)), np.ones((2, 6)))[:3] == (1, 1, 1)
     assert crossed_difference(np.zeros((2, 6)), np.ones((2, 6))).p == 0
+
+
+def test_limits_of_agreement():
+    # differences 1, 2, 3: their mean is 2, their sd 1
+    assert agreement([5.0, 5.0, 5.0], [6.0, 7.0, 8.0]) == pytest.approx((2, 2 - 1.96, 2 + 1.96), abs=1e-4)
+    np.testing.assert_equal(tuple(agreement([5.0], [6.0])), (1, np.nan, np.nan))

@@ -18,7 +18,7 @@ function bar(normal) { // the longest white run in the canvas's last rows, as a 
 }
 function colors(index) { // of a method, wherever it is shown
   const painted = (mark) => Object.assign(document.createElement("i"), { style: `color:${mark}` }).style.color;
-  const swatches = [`#cases th[data-column="${index}"]`, `#masks label:nth-child(${index + 2})`, `#curve-legend span:nth-child(${index + 1})`];
+  const swatches = [`#cases th[data-column="${index}"]`, `#masks > :nth-child(${index + 2})`, `#curve-legend span:nth-child(${index + 1})`];
   const own = [...byName("boxes").children].map((plot) => plot.data[index].marker.color);
   const paired = index ? [...byName("differences").children].map((plot) => plot.data[index - 1].marker.color) : [];
   const line = byName("curves").children[0].data[index].line.color;
@@ -33,8 +33,19 @@ async function visit() {
   set("slice-2", 0, "input");
   result.moved = pixels() !== before; result.slice = byName("at-2").textContent;
   const level = pixels(); set("level", 10, "input"); result.windowed = pixels() !== level;
+  set("slice-2", view.stored.centre[2], "input");
+  const [outline, fill] = byName("masks").children[1].querySelectorAll("input");
+  const plain = pixels(); fill.click(); const filled = pixels(); set("opacity", 90, "input"); const dense = pixels();
+  fill.click(); outline.click(); result.looks = new Set([plain, filled, dense, pixels()]).size; outline.click();
+  const press = (where, key) => where.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+  set("slice-2", 0, "input"); press(byName("plane-2"), "ArrowUp"); press(byName("plane-2"), "PageUp"); result.keyed = byName("at-2").textContent;
+  press(document.querySelector("#cases tr.open"), "ArrowDown");
+  for (let i = 0; i < 100 && view.id === result.worst[0]; i++) await wait(100);
+  result.next = [view.id, document.activeElement.dataset.case];
+  result.page = { overflow: document.documentElement.scrollWidth - innerWidth, width: innerWidth, ground: getComputedStyle(document.body).backgroundColor,
+    ink: byName("boxes").children[0]._fullLayout.font.color, links: [...document.querySelectorAll("nav a:not([hidden])")].map((link) => link.hash) };
   result.best = click(0);
-  set("metric", 3, "change");
+  set("metric", report.metrics.findIndex(({ key }) => key === "hd95_vox"), "change");
   result.distance = { worst: click(1), best: click(1), arrow: document.querySelector("#cases th[aria-sort]").ariaSort };
   result.order = byName("order").textContent;
   byName("surfaces").scrollIntoView(); await wait(500);

@@ -4,6 +4,7 @@ const report = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const safe = (text) => String(text).replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
 const show = (metric, value) => (value === null ? "missed" : (value * metric.factor).toFixed(metric.decimals));
+const plotted = report.metrics.filter((metric) => metric.plotted);
 const swatch = (look) => `<span class="swatch" style="border-color:${look.color};border-top-style:${{ dash: "dashed", dot: "dotted" }[look.dash] ?? "solid"}"></span>`;
 const several = report.systems.length > 1;
 
@@ -56,7 +57,8 @@ function drawTable() {
       const scores = item.scores[system];
       return scores ? `<td${isMissed(scores) ? ' class="missed"' : ""}>${show(metric, scores[metric.key])}</td>` : "<td>–</td>";
     });
-    return `<tr data-case="${safe(item.id)}"${item.id === table.open ? ' class="open"' : ""}><td>${safe(item.id)}</td>${cells.join("")}</tr>`;
+    const open = item.id === table.open;
+    return `<tr data-case="${safe(item.id)}"${report.volumes ? ` tabindex="${open ? 0 : -1}"` : ""}${open ? ' class="open"' : ""}><td>${safe(item.id)}</td>${cells.join("")}</tr>`;
   });
   byId("cases").innerHTML = `<thead><tr>${head.join("")}</tr></thead><tbody>${rows.join("")}</tbody>`;
   const column = shown[table.column];
@@ -80,21 +82,43 @@ function chooseMetric() {
   });
 }
 
+// The open row is the one that the tab key reaches; from there the arrow keys go on.
+function markOpen(id) {
+  table.open = id;
+  document.querySelectorAll("#cases tr[data-case]").forEach((row) => {
+    row.classList.toggle("open", row.dataset.case === id);
+    row.tabIndex = row.dataset.case === id ? 0 : -1;
+  });
+}
+
+function openRow(row, scroll) {
+  if (!row || !report.volumes) return;
+  openCase(row.dataset.case);
+  if (scroll) byId("viewer").scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+  else { row.tabIndex = 0; row.focus(); }
+}
+
 function listenToTable() {
   byId("cases").addEventListener("click", (event) => {
     const head = event.target.closest("th");
-    const row = event.target.closest("tr[data-case]");
     if (head) sortBy(Number(head.dataset.column));
-    else if (row && report.volumes) {
-      openCase(row.dataset.case);
-      byId("viewer").scrollIntoView({ behavior: "smooth" });
-    }
+    else openRow(event.target.closest("tr[data-case]"), true);
   });
   byId("cases").addEventListener("keydown", (event) => {
-    const head = event.target.closest("th");
-    if (!head || !["Enter", " "].includes(event.key)) return;
+    const [head, row] = [event.target.closest("th"), event.target.closest("tr[data-case]")];
+    const step = row && { ArrowDown: "nextElementSibling", ArrowUp: "previousElementSibling" }[event.key];
+    if (!step && !["Enter", " "].includes(event.key)) return;
     event.preventDefault();
-    sortBy(Number(head.dataset.column));
-    byId("cases").querySelector(`th[data-column="${head.dataset.column}"]`).focus();
+    if (step) openRow(row[step], false);
+    else if (row) openRow(row, true);
+    else {
+      sortBy(Number(head.dataset.column));
+      byId("cases").querySelector(`th[data-column="${head.dataset.column}"]`).focus();
+    }
   });
+}
+
+// No link of the table of contents leads to a part that this report does not have.
+function hideEmptyParts() {
+  for (const link of document.querySelectorAll("nav a")) link.hidden = document.querySelector(link.hash).hidden;
 }

@@ -4,10 +4,12 @@ const PLANES = {
   1: { across: 0, down: 2, up: true, sides: "RLSI", axes: ["", "+x", "+z", ""] },
   0: { across: 1, down: 2, up: true, sides: "APSI", axes: ["", "+y", "+z", ""] },
 };
-const GRAYS = { window: 64, level: 32 }; // the whole range of the stored scan
+const AT_FIRST = { window: 64, level: 32, opacity: 30 }; // the whole range of the stored scan; percent, of what is filled
 const SHOWN_AT_FIRST = 3; // masks: the label and two predictions; more would hide the scan
-const masks = [{ ...report.label, dash: "solid" }, ...report.systems];
-const view = { id: null, at: [0, 0, 0], shown: new Set([...masks.keys()].slice(0, SHOWN_AT_FIRST)), loading: 0 };
+const GAPS = [0, 0.25, 0.42]; // at both ends of each edge of a voxel: a solid, a dashed and a dotted outline
+const DASHES = ["solid", "dash", "dot"]; // what the swatches of these outlines look like
+const masks = [{ ...report.label, line: 0 }, ...report.systems.map((system, index) => ({ ...system, line: index % GAPS.length }))];
+const view = { id: null, at: [0, 0, 0], shown: new Set([...masks.keys()].slice(0, SHOWN_AT_FIRST)), filled: new Set([0]), loading: 0 };
 
 async function unpack(text) {
   const packed = atob(text);
@@ -39,10 +41,9 @@ async function openCase(id) {
   const opened = await Promise.all(stored.masks.map(async (text) => (text === null ? null : bits(await unpack(text), length))));
   if (ticket !== view.loading) return; // another case was asked for meanwhile
   Object.assign(view, { id, image, masks: opened, stored, shape: stored.shape, spacing: stored.spacing, at: [...stored.centre] });
-  table.open = id;
   byId("case").value = id;
   byId("case-name").textContent = id;
-  document.querySelectorAll("#cases tr[data-case]").forEach((row) => row.classList.toggle("open", row.dataset.case === id));
+  markOpen(id);
   layOut();
   writeScores();
   drawSlices();
@@ -58,20 +59,25 @@ function layOut() {
     const unit = 720 / Math.max(extent[0], extent[1]); // pixels of the canvas for a mm
     const canvas = byId(`plane-${normal}`);
     Object.assign(canvas, { width: Math.round(extent[across] * unit), height: Math.round(extent[down] * unit) });
-    canvas.parentElement.style.flexGrow = extent[across];
+    Object.assign(canvas.parentElement.style, { flexGrow: extent[across] });
+    canvas.parentElement.style.setProperty("--share", extent[across] / Math.max(extent[0], extent[1])); // one below the other on a phone
     Object.assign(byId(`slice-${normal}`), { min: 0, max: view.shape[normal] - 1 });
   }
+  const widths = 2 * extent[0] + extent[1]; // of the row, which is as wide as lets the tallest plane be seen as a whole
+  document.querySelector(".planes").style.maxWidth = `max(22rem, ${(60 * widths) / Math.max(extent[1], extent[2])}vh)`;
 }
 
 function writeScores() {
   const { scores } = report.cases.find((item) => item.id === view.id);
   masks.forEach((_, which) => {
     const found = scores[which - 1];
-    const text = which ? (found ? report.metrics.map((metric) => `${metric.heading} ${show(metric, found[metric.key])}`) : ["not tested"]) : [];
+    const text = which ? (found ? plotted.map((metric) => `${metric.heading} ${show(metric, found[metric.key])}`) : ["not tested"]) : [];
+    const volume = which ? found?.volume_ml : scores.find((score) => score)?.label_ml;
+    if (volume !== undefined) text.push(`volume ${volume.toFixed(2)} mL`);
     const absent = view.masks[which] === null;
-    const label = byId("masks").children[which];
-    label.querySelector("input").disabled = absent;
-    label.querySelector("small").textContent = [...text, ...(absent ? ["no mask kept"] : [])].join(", ");
+    const mask = byId("masks").children[which];
+    mask.querySelectorAll("input").forEach((input) => { input.disabled = absent; });
+    mask.querySelector("small").textContent = [...text, ...(absent ? ["no mask kept"] : [])].join(", ");
   });
 }
 
@@ -94,9 +100,9 @@ function drawPlane(normal) {
   const context = canvas.getContext("2d");
   const plane = geometry(normal);
   drawScan(context, plane);
-  masks.forEach((look, which) => {
-    if (view.masks[which] && view.shown.has(which)) drawContour(context, plane, view.masks[which], look.color, which === 0 ? 3 : 2);
-  });
+  const shown = [...masks.keys()].filter((which) => view.masks[which] && view.shown.has(which));
+  for (const which of shown) if (view.filled.has(which)) drawFill(context, plane, view.masks[which], masks[which].color);
+  for (const which of shown) drawContour(context, plane, view.masks[which], masks[which], which === 0 ? 3 : 2);
   writeSides(context, PLANES[normal]);
   drawBar(context, view.shape[PLANES[normal].across] * view.spacing[PLANES[normal].across]);
   byId(`slice-${normal}`).value = view.at[normal];
@@ -117,14 +123,28 @@ function drawScan(context, { columns, rows, index }) {
   context.drawImage(source, 0, 0, context.canvas.width, context.canvas.height);
 }
 
-function drawContour(context, { columns, rows, index }, mask, color, width) {
+function drawFill(context, { columns, rows, index }, mask, color) {
+  const [dx, dy] = [context.canvas.width / columns, context.canvas.height / rows];
+  const path = new Path2D();
+  for (let r = 0; r < rows; r++) for (let c = 0, from = null; c <= columns; c++) {
+    const here = c < columns && mask[index(c, r)] === 1;
+    if (here && from === null) from = c;
+    if (!here && from !== null) { path.rect(from * dx, r * dy, (c - from) * dx, dy); from = null; }
+  }
+  Object.assign(context, { fillStyle: color, globalAlpha: Number(byId("opacity").value) / 100 });
+  context.fill(path);
+  context.globalAlpha = 1;
+}
+
+function drawContour(context, { columns, rows, index }, mask, { color, line }, width) {
   const [dx, dy] = [context.canvas.width / columns, context.canvas.height / rows];
   const inside = (c, r) => c >= 0 && r >= 0 && c < columns && r < rows && mask[index(c, r)] === 1;
   const path = new Path2D();
   for (let r = 0; r <= rows; r++) for (let c = 0; c <= columns; c++) {
     const here = inside(c, r);
-    if (here !== inside(c - 1, r)) { path.moveTo(c * dx, r * dy); path.lineTo(c * dx, (r + 1) * dy); }
-    if (here !== inside(c, r - 1)) { path.moveTo(c * dx, r * dy); path.lineTo((c + 1) * dx, r * dy); }
+    const gap = GAPS[line];
+    if (here !== inside(c - 1, r)) { path.moveTo(c * dx, (r + gap) * dy); path.lineTo(c * dx, (r + 1 - gap) * dy); }
+    if (here !== inside(c, r - 1)) { path.moveTo((c + gap) * dx, r * dy); path.lineTo((c + 1 - gap) * dx, r * dy); }
   }
   context.lineCap = "round";
   stroke(context, path, "rgba(0, 0, 0, 0.55)", width + 2); // a rim, so that every colour is seen on every gray
@@ -174,7 +194,7 @@ function listenToPlane(normal) {
   byId(`slice-${normal}`).addEventListener("input", (event) => move(normal, Number(event.target.value)));
   canvas.addEventListener("wheel", (event) => { event.preventDefault(); move(normal, view.at[normal] + Math.sign(event.deltaY)); }, { passive: false });
   canvas.addEventListener("keydown", (event) => {
-    const step = { ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1 }[event.key];
+    const step = { ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1, PageUp: 10, PageDown: -10 }[event.key];
     if (step) { event.preventDefault(); move(normal, view.at[normal] + step); }
   });
   canvas.addEventListener("click", (event) => {
@@ -197,13 +217,17 @@ function setGrays(wider, higher) {
 
 function listenToViewer() {
   for (const normal of [0, 1, 2]) listenToPlane(normal);
-  for (const id of ["window", "level"]) byId(id).addEventListener("input", drawSlices);
-  byId("reset").addEventListener("click", () => { for (const id of ["window", "level"]) byId(id).value = GRAYS[id]; drawSlices(); });
+  for (const id of ["window", "level", "opacity"]) byId(id).addEventListener("input", drawSlices);
+  byId("reset").addEventListener("click", () => { for (const [id, value] of Object.entries(AT_FIRST)) byId(id).value = value; drawSlices(); });
   byId("case").innerHTML = report.cases.map((item) => `<option>${safe(item.id)}</option>`).join("");
   byId("case").addEventListener("change", (event) => openCase(event.target.value));
   masks.forEach((look, which) => {
-    const label = byId("masks").appendChild(document.createElement("label"));
-    label.innerHTML = `<input type="checkbox"${view.shown.has(which) ? " checked" : ""}> ${swatch({ ...look, dash: "solid" })} <span>${safe(look.name)} <small></small></span>`;
-    label.firstElementChild.addEventListener("change", (event) => { view.shown[event.target.checked ? "add" : "delete"](which); drawSlices(); });
+    const row = byId("masks").appendChild(document.createElement("div"));
+    const box = (set, text, kind) => `<label class="${kind}"><input type="checkbox"${set.has(which) ? " checked" : ""}> ${text}</label>`;
+    const name = `${swatch({ ...look, dash: DASHES[look.line] })} ${safe(look.name)}`;
+    row.innerHTML = `${box(view.shown, name, "outline")}${box(view.filled, "fill", "fill")}<small></small>`;
+    for (const [kind, set] of [["outline", view.shown], ["fill", view.filled]]) {
+      row.querySelector(`.${kind} input`).addEventListener("change", (event) => { set[event.target.checked ? "add" : "delete"](which); drawSlices(); });
+    }
   });
 }

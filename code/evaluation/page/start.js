@@ -9,19 +9,21 @@ addEventListener("beforeprint", () => {
   for (const plot of plots()) {
     plot.dataset.height = plot.layout.height;
     const size = { width: PRINT_WIDTH, height: Math.min(plot.layout.height, PRINT_HEIGHT) };
-    Plotly.relayout(plot, plot.id === "surfaces" ? { width: 2 * PRINT_WIDTH } : size);
+    Plotly.relayout(plot, { ...(plot.id === "surfaces" ? { width: 2 * PRINT_WIDTH } : size), template: theme("light") });
   }
 });
 addEventListener("afterprint", () => {
   document.querySelectorAll("details[data-closed]").forEach((part) => { delete part.dataset.closed; part.open = false; });
-  for (const plot of plots()) Plotly.relayout(plot, { width: null, height: Number(plot.dataset.height), autosize: true });
+  for (const plot of plots()) Plotly.relayout(plot, { width: null, height: Number(plot.dataset.height), autosize: true, template: theme() });
 });
+DARK.addEventListener("change", () => { for (const plot of plots()) Plotly.relayout(plot, { template: theme() }); });
 
 listenToTable();
 if (several) chooseMetric();
 drawTable();
 drawBoxes();
 drawDifferences();
+drawAgreement();
 drawCurves();
 if (report.volumes) {
   byId("viewer").hidden = false;
@@ -31,3 +33,4 @@ if (report.volumes) {
   listenToSurfaces();
   openCase(sorted()[0].id);
 }
+hideEmptyParts();

@@ -29,10 +29,15 @@ function boxAround(surfaces) {
   });
 }
 
+// Side by side; on a phone one below the other.
+const narrow = () => byId("surfaces").clientWidth < 600;
+const DOMAINS = { wide: [{ x: [0, 0.46] }, { x: [0.47, 0.93] }], tall: [{ x: [0, 1], y: [0.58, 1] }, { x: [0, 1], y: [0.12, 0.53] }] };
+const BARS = { wide: { len: 0.7 }, tall: { orientation: "h", len: 0.9, y: 0.1, yanchor: "top" } }; // of colour
+
 function sceneLayout(ranges, domain) {
   const sides = view.stored.anatomical ? [": R to L", ": A to P", ": I to S"] : ["", "", ""];
   const axis = (number) => ({ title: { text: `${"xyz"[number]}${sides[number]} [mm]`, font: { size: 11 } }, range: ranges[number], tickfont: { size: 10 }, showspikes: false });
-  return { aspectmode: "data", xaxis: axis(0), yaxis: axis(1), zaxis: axis(2), camera: structuredClone(turn.camera), domain: { x: domain } };
+  return { aspectmode: "data", xaxis: axis(0), yaxis: axis(1), zaxis: axis(2), camera: structuredClone(turn.camera), domain };
 }
 
 async function drawSurfaces() {
@@ -40,16 +45,17 @@ async function drawSurfaces() {
   const { id, stored } = view;
   const [label, mask] = await Promise.all([0, which].map((number) => stored.surfaces[number] && openSurface(stored.surfaces[number])));
   if (id !== view.id || which !== Number(byId("surface").value)) return; // another one was asked for meanwhile
-  const traces = [];
+  const [traces, shape] = [[], narrow() ? "tall" : "wide"];
   if (label) traces.push(meshTrace(label, { scene: "scene", color: report.label.color, hoverinfo: "name", name: "label" }));
   if (mask) traces.push(meshTrace(mask, { scene: "scene2", intensity: mask.distance, cmin: -ERROR_VOX, cmax: ERROR_VOX, colorscale: RED_OUTSIDE,
-    colorbar: { title: { text: "distance to the<br>label [voxel]" }, len: 0.7, thickness: 16 }, hovertemplate: "%{intensity:.1f} voxels<extra></extra>" }));
+    colorbar: { title: { text: "distance to the<br>label [voxel]", side: "top" }, thickness: 16, ...BARS[shape] }, hovertemplate: "%{intensity:.1f} voxels<extra></extra>" }));
   const ranges = boxAround([label, mask].filter(Boolean));
   const nothing = stored.masks[which] === null ? "no mask kept" : "empty: missed";
-  const name = (text, x) => ({ text, x, y: 1.06, xref: "paper", yref: "paper", showarrow: false, font: { size: 14 } });
-  await Plotly.react("surfaces", traces, { font: FONT, height: 460, margin: { l: 0, r: 0, t: 40, b: 0 },
-    scene: sceneLayout(ranges, [0, 0.46]), scene2: sceneLayout(ranges, [0.47, 0.93]),
-    annotations: [name(`label${label ? "" : " (empty)"}`, 0.23), name(safe(masks[which].name) + (mask ? "" : ` (${nothing})`), 0.7)] }, LOOK);
+  const [first, second] = DOMAINS[shape];
+  const name = (text, { x, y = [0, 1] }) => ({ text, x: (x[0] + x[1]) / 2, y: y[1], yanchor: "bottom", xref: "paper", yref: "paper", showarrow: false, font: { size: 14 } });
+  await plot("surfaces", traces, { height: shape === "tall" ? 760 : 460, margin: { l: 0, r: 0, t: 40, b: 0 },
+    scene: sceneLayout(ranges, first), scene2: sceneLayout(ranges, second),
+    annotations: [name(`label${label ? "" : " (empty)"}`, first), name(safe(masks[which].name) + (mask ? "" : ` (${nothing})`), second)] });
   listenToCamera();
   start();
 }
@@ -95,6 +101,7 @@ function start() {
 function listenToSurfaces() {
   byId("surface").innerHTML = report.systems.map((system, which) => `<option value="${which + 1}">${safe(system.name)}</option>`).join("");
   byId("surface").addEventListener("change", drawSurfaces);
+  if (narrow()) for (const axis of ["x", "y", "z"]) turn.camera.eye[axis] *= 1.4; // farther away, for the scene is as narrow as the page
   byId("rotate").checked = !matchMedia("(prefers-reduced-motion: reduce)").matches;
   byId("rotate").addEventListener("change", start);
   byId("surfaces").addEventListener("pointerdown", () => { byId("rotate").checked = false; }, { capture: true });
