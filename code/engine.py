@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -31,7 +32,7 @@ from utils.schedules import learning_rate
 
 # Iterations that do not count for the printed step time, and those after which it is printed. A CPU has little to
 # warm up, and with large settings its user should not wait an hour to learn that the run will take days.
-PACE = {"cuda": (5, 20), "cpu": (1, 4)}
+PACE = {"cuda": (5, 20), "cpu": (0, 1)}
 DAY = 24 * 3600  # seconds
 LOSS = "loss/"  # before the name of a term in the curves
 
@@ -128,7 +129,7 @@ class Engine:
         options, total = self.options, self.options.max_iterations
         hidden = None if self.ranks.leads else True  # None: unless there is a terminal
         with tqdm(initial=self.iteration, total=total, unit="it", disable=hidden, dynamic_ncols=True) as bar:
-            self._started = self._logged = self._now()
+            self._started = self._logged = self._warm = self._now()
             tick = time.perf_counter()
             for batch in self._awaited(batches):
                 wait = time.perf_counter() - tick
@@ -143,7 +144,11 @@ class Engine:
                 if log:
                     values |= {"step_seconds": self._pace_since(self._logged), "data_wait": wait}
                     self._logged = self._now()
-                    journal.scalars(self.iteration, self.ranks.mean(values))
+                    values = {name: float(value) for name, value in self.ranks.mean(values).items()}
+                    journal.scalars(self.iteration, values)
+                    bar.set_postfix_str(_losses(values))
+                    if self.ranks.leads and self._due(options.report_every):
+                        journal.report(self._report(values, batch), bar.disable)
                 if self.ranks.leads and self._due(options.image_every):
                     journal.image(self.iteration, "training", self._picture(batch))
                 if self.ranks.leads and self.split.validation and self._due(options.val_every):
@@ -256,16 +261,37 @@ class Engine:
         if self.device.type == "cpu" and seconds > DAY and self.options.preset != "cpu":
             journal.say(f"that is {seconds / DAY:.1f} days: these settings are made for a GPU, --preset cpu for a CPU")
 
+    def _report(self, values: dict[str, float], batch: Batch) -> str:
+        """Where the training stands: losses, rate, pace, time left, Dice of this batch's labeled crops."""
+        left = timedelta(seconds=round(values["step_seconds"] * (self.options.max_iterations - self.iteration)))
+        probs = self._predict(batch.image[: batch.num_labeled])
+        dice = ", ".join(f"{name} {100 * _dice(prob, batch.label):.1f}" for name, prob in probs.items())
+        return (
+            f"iteration {self.iteration} of {self.options.max_iterations}: {_losses(values)}; "
+            f"rate {values['learning_rate']:.3g}; {values['step_seconds']:.2f} s per iteration, {left} left; "
+            f"Dice of the labeled crops: {dice}"
+        )
+
     @torch.no_grad()
-    def _picture(self, batch: Batch):
+    def _predict(self, image: Tensor) -> dict[str, Tensor]:
+        self.method.eval()
+        with precision(self.device, self.options.amp):
+            return self.method.predict(image)
+
+    @torch.no_grad()
+    def _picture(self, batch: Batch) -> np.ndarray:
+        """A labeled crop and, below it, an unlabeled one, if there is one."""
         from evaluation.figures import training_panel  # matplotlib takes a second to import
 
-        self.method.eval()
-        image = batch.image[:1]
-        with precision(self.device, self.options.amp):
-            probs = {name: _array(prob) for name, prob in self.method.predict(image).items()}
-            maps = {name: _array(sdm) for name, sdm in self.method.signed_maps(image).items()}
-        return training_panel(_array(image), _array(batch.label[:1]), probs, next(iter(maps.values()), None))
+        rows = []
+        for index in [0, batch.num_labeled][: 1 + (len(batch.image) > batch.num_labeled)]:
+            image = batch.image[index : index + 1]
+            probs = {name: _array(prob) for name, prob in self._predict(image).items()}
+            with precision(self.device, self.options.amp):
+                maps = [_array(sdm) for sdm in self.method.signed_maps(image).values()]
+            label = None if index else _array(batch.label)
+            rows.append(training_panel(_array(image), label, probs, maps[0] if maps else None))
+        return np.concatenate(rows)
 
     def _validate(self, journal: Journal) -> None:
         dice = dice_of_cases(self.method, self.split.validation, self.options, self.device)
@@ -333,6 +359,19 @@ def _gradient_norms(terms: Terms, turn: Turn) -> dict[str, float]:
         grads = torch.autograd.grad(term.float(), own, retain_graph=True, allow_unused=True) if reached else ()
         norms[f"gradient/{name}"] = math.sqrt(sum(float(g.float().square().sum()) for g in grads if g is not None))
     return norms
+
+
+def _losses(values: dict[str, float]) -> str:
+    """The total loss and its terms, as they are minimised."""
+    terms = {name.removeprefix(LOSS): value for name, value in values.items() if name.startswith(LOSS)}
+    return f"loss {sum(terms.values()):.3f} ({', '.join(f'{name} {value:.3g}' for name, value in terms.items())})"
+
+
+def _dice(prob: Tensor, label: Tensor) -> float:
+    """Dice of a probability and a soft label at 0.5; 1 where both are empty."""
+    ours, theirs = prob > 0.5, label > 0.5
+    sizes = int(ours.sum() + theirs.sum())
+    return 2 * int((ours & theirs).sum()) / sizes if sizes else 1.0
 
 
 def _array(tensor: Tensor):

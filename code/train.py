@@ -212,7 +212,8 @@ def _describe(engine: Engine, split: Split) -> list[str]:
     options, device = engine.options, engine.device
     size = sum(parameter.numel() for parameter in engine.method.parameters() if parameter.requires_grad)
     patch = " x ".join(map(str, options.patch_size))
-    threads = f" with {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    count = torch.get_num_threads()
+    threads = f" with {count} thread{'s' if count > 1 else ''}" if device.type == "cpu" else ""
     return [
         f"{options.exp}: {options.method}, {len(split.labeled)} labeled and {len(split.unlabeled)} unlabeled cases"
         + (f", {len(split.validation)} for validation" if split.validation else "")
@@ -221,7 +222,8 @@ def _describe(engine: Engine, split: Split) -> list[str]:
         f"{patch}; {size:,} trainable parameters; {device}{threads}, amp {options.amp}",
         *_describe_ranks(engine),
         f"{options.max_iterations} iterations: {'; '.join([_rate_course(options), *engine.method.courses()])}; "
-        f"a checkpoint every {options.save_every}",
+        f"a checkpoint every {_iterations(options.save_every)}",
+        f"log: {engine.folder / runs.LOG}; curves: tensorboard --logdir {engine.folder.parent}",
     ]
 
 
@@ -240,13 +242,17 @@ def _describe_ranks(engine: Engine) -> list[str]:
     ]
 
 
+def _iterations(count: int) -> str:
+    return "iteration" if count == 1 else f"{count} iterations"
+
+
 def _rate_course(options: Namespace) -> str:
     course = {
-        "steps": f"times {options.lr_gamma:g} every {options.lr_step}",
+        "steps": f"times {options.lr_gamma:g} every {_iterations(options.lr_step)}",
         "cosine": "falling to 0 as a cosine",
         "constant": "constant",
     }[options.lr_schedule]
-    warm_up = f" after {options.warmup} of warm-up" if options.warmup else ""
+    warm_up = f" after {_iterations(options.warmup)} of warm-up" if options.warmup else ""
     return f"{options.optimizer}, rate {options.base_lr:g} {course}{warm_up}"
 
 

@@ -101,9 +101,16 @@ def test_every_link_into_the_repository_leads_somewhere(page):
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-@pytest.mark.parametrize("page", [page for page in [README, *DOCS] if "Method)" in "".join(blocks("python", page))])
-def test_the_example_method_trains(page, repository, monkeypatch):
-    (example,) = blocks("python", page)
+EXAMPLES = {
+    re.search(r"class (\w+)", block)[1]: block
+    for page in (README, *DOCS)
+    for block in blocks("python", page)
+    if "Method)" in block
+}
+
+
+@pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)
+def test_the_example_method_trains(example, repository, monkeypatch):
     namespace: dict = {}
     exec(example, namespace)  # noqa: S102  the example as it is printed
     (example_class,) = [item for item in namespace.values() if getattr(item, "__module__", "") == "builtins"]

@@ -111,9 +111,9 @@ def training_panel(
     probs: Mapping[str, np.ndarray],
     sdm: np.ndarray | None = None,
 ) -> np.ndarray:
-    """A row of tiles for TensorBoard: the middle slice of scan, label, each probability and the SDM.
+    """Three tiles for TensorBoard: the middle slice of the scan, a probability, and the SDM or another probability.
 
-    The label's contour lies over every tile but the first.
+    The label's contour lies over every tile.
 
     Args:
         image: (W, H, D).
@@ -125,17 +125,18 @@ def training_panel(
     middle = image.shape[2] // 2
     low, high = gray_window(image)
     gray, heat = {"cmap": "gray", "vmin": low, "vmax": high}, {"cmap": "magma", "vmin": 0, "vmax": 1}
-    tiles = [(f"scan, slice {middle + 1} of {image.shape[2]}", image, gray)]
-    tiles += [] if label is None else [(LABEL, image, gray)]
-    tiles += [(f"probability, {name}", prob, heat) for name, prob in probs.items()]
+    crop = "unlabeled" if label is None else "labeled"
+    tiles = [(f"{crop} crop, slice {middle + 1} of {image.shape[2]}", image, gray)]
+    shown = [*probs.items()][: 2 if sdm is None else 1]
+    tiles += [(f"probability, {name}", prob, heat) for name, prob in shown]
     if sdm is not None:
         limit = float(np.abs(sdm[:, :, middle]).max()) or 1.0
         tiles.append(("signed distance, inside < 0", sdm, {"cmap": "RdBu", "vmin": -limit, "vmax": limit}))
     figure, axes = _row_of_tiles(len(tiles), image.shape[1] / image.shape[0])
-    for index, (ax, (name, volume, style)) in enumerate(zip(axes, tiles, strict=True)):
+    for ax, (name, volume, style) in zip(axes, tiles, strict=True):
         picture = ax.imshow(volume[:, :, middle].T, interpolation="nearest", aspect="auto", **style)
         ax.set_title(name, fontsize=9, pad=4)
-        if index and label is not None:
+        if label is not None:
             draw_contour(ax, label[:, :, middle].T > 0.5, (1.0, 1.0), LABEL_COLOR, 1.5, corner=-0.5)
         if style is not gray:
             _draw_color_bar(figure, ax, picture)

@@ -209,6 +209,12 @@ def add_run_options(parser: ArgumentParser) -> None:
     )
     run.add_argument("--log_every", type=at_least(1), default=10, help="iterations between lines of the curves")
     run.add_argument(
+        "--report_every",
+        type=at_least(0),
+        default=100,
+        help="iterations between lines of log.txt on losses, pace and Dice, a multiple of --log_every; 0 for none",
+    )
+    run.add_argument(
         "--log_gradients",
         action="store_true",
         help="also log the norm of each term's gradient; these iterations take a backward pass more for each term",

@@ -32,9 +32,18 @@ class Journal:
     def say(self, message: str) -> None:
         """A line for the terminal, above the progress bar, and for log.txt."""
         tqdm.write(message)
+        self._write(message)
+
+    def _write(self, message: str) -> None:
         with files.writing(self.folder / runs.LOG):
             self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {message}\n")
             self._log.flush()
+
+    def report(self, message: str, show: bool) -> None:
+        """A line of progress for log.txt and, with `show`, for the terminal."""
+        if show:
+            print(message, flush=True)
+        self._write(message)
 
     def scalars(self, iteration: int, values: Mapping[str, float | Tensor]) -> None:
         """One row of the curves; tensors are fetched from their device here."""
@@ -43,8 +52,10 @@ class Journal:
         if time.monotonic() - self._written >= WRITE_EVERY:
             self.write_curves()
         with files.writing(self.folder / runs.TENSORBOARD):
+            if losses := [value for name, value in numbers.items() if name.startswith("loss/")]:
+                self._board.add_scalar("loss", sum(losses), iteration)  # the first chart
             for name, value in numbers.items():
-                self._board.add_scalar(name, value, iteration)
+                self._board.add_scalar(name if "/" in name else f"training/{name}", value, iteration)
 
     def image(self, iteration: int, name: str, picture: np.ndarray) -> None:
         """A picture (H, W, 3) uint8 for TensorBoard."""

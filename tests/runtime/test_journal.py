@@ -81,14 +81,14 @@ def test_curves_are_rewritten_seldom_but_always_when_asked(tmp_path, now, monkey
     monkeypatch.setattr(os, "fsync", lambda handle: count.append(handle))
     book = Journal(tmp_path)
     for iteration in range(1, 101):
-        book.scalars(iteration, {"loss": 1.0})
+        book.scalars(iteration, {"loss/seg": 1.0})
     assert len(count) == 1 and len(written(tmp_path)) == 1
     book.write_curves()  # as before a checkpoint
     assert len(written(tmp_path)) == 100
     now[0] = journal.WRITE_EVERY
-    book.scalars(101, {"loss": 1.0})
+    book.scalars(101, {"loss/seg": 1.0})
     assert len(count) == 3 and len(written(tmp_path)) == 101
-    book.scalars(102, {"loss": 1.0})
+    book.scalars(102, {"loss/seg": 1.0})
     book.close()
     assert len(written(tmp_path)) == 102
 
@@ -108,13 +108,13 @@ def test_tensorboard_holds_scalars_and_pictures(tmp_path):
 def test_tensorboard_forgets_what_came_after_the_checkpoint(tmp_path, iteration):
     first = Journal(tmp_path)
     for step in (1, 2, 3):
-        first.scalars(step, {"loss": 1.0})
+        first.scalars(step, {"loss/seg": 1.0})
     first.close()
     # Files are named by the second and read in the order of their names.
     for path in (tmp_path / runs.TENSORBOARD).iterdir():
         path.rename(path.with_name(path.name.replace("tfevents.", "tfevents.0")))
     second = Journal(tmp_path, iteration)
-    second.scalars(iteration + 1, {"loss": 2.0})
+    second.scalars(iteration + 1, {"loss/seg": 2.0})
     second.close()
     found = [(event.step, event.value) for event in events(tmp_path).Scalars("loss")]
     assert found == [(step, 1.0) for step in range(1, iteration + 1)] + [(iteration + 1, 2.0)]
