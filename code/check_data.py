@@ -10,11 +10,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dataloaders.case_files import find_faults, has_label, read_label, read_shape, read_spacing, same_scans, scan_list
+from dataloaders.split import training_command
 from options.flags import add_path_options, list_paths
 from options.parser import Parser
 from options.types import PathHere
 from utils.errors import run_script
-from utils.files import repository_path
+from utils.files import repository_path, shown
 
 
 def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
@@ -51,8 +52,20 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{root}: {len(train)} training cases, {len(test)} test cases")
     for line in [*summarize(root, valid), *(f"fault: {fault}" for fault in faults)]:
         print(line)
-    print(f"{len(faults)} fault{'' if len(faults) == 1 else 's'} found" if faults else "no faults found")
-    return 1 if faults else 0
+    if faults:
+        print(f"{len(faults)} fault{'' if len(faults) == 1 else 's'} found")
+        return 1
+    own = len(labeled - set(test))
+    shapes = [read_shape(root, case) for case in train]
+    print(f"no faults found; next: {training_command(root, shapes, own, len(train) > own)}{list_flags(options)}")
+    return 0
+
+
+def list_flags(options: argparse.Namespace) -> str:
+    """The flags that named other lists than those of the folder."""
+    paths = {name: getattr(options, name) for name in ("train_list", "test_list", "labeled_list")}
+    flags = [f" --{name} {shown(repository_path(path))}" for name, path in paths.items() if path]
+    return "".join([*flags, "" if options.split == "official" else f" --split {options.split}"])
 
 
 def labeled_cases(options: argparse.Namespace, train: list[str]) -> tuple[set[str], list[str]]:

@@ -9,7 +9,6 @@ import argparse
 import csv
 import hashlib
 import math
-import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from dataloaders.case_files import DEST, is_name, read_list, write_list
-from options.flags import LISTS, MIN_PATCH
+from dataloaders.split import training_command
+from options.flags import LISTS
 from options.parser import Parser
 from options.types import PathHere, at_least, positive, share
 from options.types import number as real
@@ -32,8 +32,6 @@ from utils.files import repository_path
 COLUMNS = ("image", "label", "id", "split")
 PARTS = ("train", "test")  # what the column `split` may say
 CHANNEL = "_0000"  # of nnU-Net: the end of the name of a scan's first channel
-STEP = 16  # voxels that each side of a patch is best a multiple of
-LARGEST_PATCH = (112, 112, 80)  # the paper's
 RULE = Preprocessing()  # the default: that of the published left-atrium files
 
 
@@ -276,7 +274,8 @@ def remarks(dest: Path, outcome: Outcome, recipe: Recipe) -> Iterator[str]:
     labeled = len(set(train) & set(outcome.labeled))
     yield f"{path}: {labeled} labeled cases (--labelnum {labeled} or fewer), then {len(train) - labeled} unlabeled"
     if labeled:
-        yield f"train: {training_command(dest, records, labeled, len(train) > labeled)}"
+        shapes = [record["prepared_shape"] for record in records]
+        yield f"train: {training_command(dest, shapes, labeled, len(train) > labeled)} --exp mine"
 
 
 def found(records: list[dict[str, Any]], recipe: Recipe) -> Iterator[str]:
@@ -298,16 +297,6 @@ def found(records: list[dict[str, Any]], recipe: Recipe) -> Iterator[str]:
     merged = [value for value in values if (value in recipe.foreground if recipe.foreground else value)]
     if len(merged) > 1:
         yield f"the values {', '.join(map(str, merged))} become one foreground; --foreground chooses among them"
-
-
-def training_command(dest: Path, records: list[dict[str, Any]], labeled: int, unlabeled: bool) -> str:
-    """A command that trains on the folder, with a patch that fits the median of its volumes."""
-    median = np.median([record["prepared_shape"] for record in records], axis=0)
-    sides = zip(median, LARGEST_PATCH, strict=True)
-    patch = [min(max(STEP * math.ceil(side / STEP), MIN_PATCH), largest) for side, largest in sides]
-    script = "code/train_dtml.py" if unlabeled else "code/train.py --method supervised"
-    size = " ".join(map(str, patch))
-    return f"python {script} --root_path {shlex.quote(str(dest))} --labelnum {labeled} --patch_size {size} --exp mine"
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def test_sound_folder_and_its_summary(root, capsys):
     assert "4-4 x 5-9 x 6-6 voxels" in output
     assert "0.625 x 0.625 x 0.625 mm" in output
     assert "25.0-25.0 % of a volume (5 cases)" in output
-    assert "no faults found" in output
+    assert f"--root_path {root} --labelnum 2" in output.splitlines()[-1]
 
 
 def test_only_unlabeled_cases_may_lack_a_label(root, capsys):
@@ -116,10 +116,11 @@ def test_lists_by_split_and_by_flag(root, capsys):
 
 def test_missing_folder_is_one_fault_beside_its_lists(root, capsys):
     lists = ["--train_list", str(root / "train.list"), "--test_list", str(root / "test.list")]
-    status, faults, _ = check(capsys, root / "no", *lists)
-    assert status == 1
-    assert len(faults) == 1
-    assert "--root_path" in faults[0]
+    (root / "empty").mkdir()
+    for folder in ("no", "empty"):
+        status, faults, _ = check(capsys, root / folder, *lists)
+        assert status == 1 and len(faults) == 1
+        assert "--root_path" in faults[0]
 
 
 def test_one_scan_under_two_ids(root, capsys):

@@ -242,7 +242,7 @@ def _opened(root: Path, case: str) -> Iterator[h5py.File]:
     if not Path(root).is_dir():
         raise InputError(f"data folder {root} does not exist; name the folder of the cases with --root_path")
     if not path.is_file():
-        raise InputError(f"{path} does not exist{_instead(Path(root), case)}")
+        raise InputError(_absence(Path(root), case))
     try:
         with h5py.File(path, "r") as file:
             yield file
@@ -256,15 +256,21 @@ def _opened(root: Path, case: str) -> Iterator[h5py.File]:
         raise InputError(f"{path} is damaged or no HDF5 file ({reason}); write the case again") from error
 
 
-def _instead(root: Path, case: str) -> str:
-    """What is there instead of a missing case, and what to do."""
+def _absence(root: Path, case: str) -> str:
+    """What is there instead of a missing case, and what to do; one sentence for a folder without any."""
+    missing = f"{case_path(root, case)} does not exist"
     places = [glob.escape(case) + place for place in ("/*.h5", "*.h5")] if is_name(case) else []
     for other in (file for place in places for file in root.glob(place)):  # *_norm.h5, or the slices of SSL4MIS
-        return f", but {other} does; move it there if it holds whole volumes"
+        return f"{missing}, but {other} does; move it there if it holds whole volumes"
+    if not next(root.glob(f"*/{CASE_FILE}"), None):
+        return (
+            f"{root} holds no case, <case>/{CASE_FILE}: data/README.md says where the left-atrium data are, "
+            "prepare_scans.py prepares other scans, and --root_path names the folder; make demo needs none"
+        )
     for other in root.iterdir():
         if unicodedata.normalize("NFC", other.name) == unicodedata.normalize("NFC", case):
-            return f": {other} has its accents in other characters; copy that name into the list"
-    return f"; correct case {case} in its list, or the folder --root_path"
+            return f"{missing}: {other} has its accents in other characters; copy that name into the list"
+    return f"{missing}; correct case {case} in its list, or the folder --root_path"
 
 
 def _dataset(file: h5py.File, key: str) -> h5py.Dataset:

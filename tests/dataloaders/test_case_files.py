@@ -153,8 +153,10 @@ def test_a_written_list_comes_back(tmp_path):
     the_fault(lambda: case_files.write_list(tmp_path / "no" / "a.list", ["B2"]), "cannot write", "--dest")
 
 
-def test_missing_folder_and_missing_file(tmp_path):
+def test_missing_folder_and_missing_file(tmp_path, image):
     the_fault(lambda: case_files.read_image(tmp_path / "no", CASE), "data folder", tmp_path / "no", "--root_path")
+    the_fault(lambda: case_files.read_image(tmp_path, CASE), tmp_path, "data/README.md", "--root_path", "make demo")
+    case_files.write_case(tmp_path, "other", image, None, {})
     the_fault(lambda: case_files.read_shape(tmp_path, CASE), case_path(tmp_path, CASE), "--root_path", "list")
 
 
