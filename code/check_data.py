@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dataloaders.case_files import find_faults, has_label, read_label, read_shape, read_spacing, same_scans, scan_list
-from dataloaders.split import training_command
+from dataloaders.patch import training_command
 from options.flags import add_path_options, list_paths
 from options.parser import Parser
 from options.types import PathHere

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from dataloaders.case_files import DEST, is_name, read_list, write_list
-from dataloaders.split import training_command
+from dataloaders.patch import training_command
 from options.flags import LISTS
 from options.parser import Parser
 from options.types import PathHere, at_least, positive, share
@@ -291,6 +291,8 @@ def found(records: list[dict[str, Any]], recipe: Recipe) -> Iterator[str]:
         yield f"the axes of the scans run in different ways ({counts}); --orientation {ways[0][0]} turns them alike"
     else:
         yield f"orientations: {counts}"
+    if sheared := sum(record.get("sheared", False) for record in records):
+        yield f"axes sheared by a tilted gantry: {sheared} scans; test_LA.py measures mm as if they were orthogonal"
     values = sorted({value for record in records for value in record.get("label_values", [])})
     if values:
         yield "label values: " + ", ".join(map(str, values))

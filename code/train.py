@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from dataloaders import case_files
+from dataloaders.patch import require_fit, uneven_notice
 from dataloaders.split import Split, cases_of_training, cases_to_test, settle
 from dataloaders.store import CaseStore
 from engine import Engine, Stopped
@@ -68,6 +69,8 @@ def train(options: Namespace, ranks: Ranks = ALONE) -> int:
         reported_output(method, options)
         notices = _start_weights(method, options) if state is None else []
         store = CaseStore(options, split.labeled, split.unlabeled, ranks.local_size)
+        if state is None:
+            require_fit(options.patch_size, store.shapes.values())
         if ranks.leads:
             _check_unread(store, split)
             runs.prepare_run(folder, options.overwrite)
@@ -75,6 +78,7 @@ def train(options: Namespace, ranks: Ranks = ALONE) -> int:
     if state is not None:
         engine.load(state)
         notices += _other_size(state, ranks)
+    notices += uneven_notice(options.patch_size)
     with _journal(engine, ranks) as journal:
         return _run(engine, store, journal, [*_describe(engine, split), *notices, *store.notices])
 

@@ -20,6 +20,7 @@ from torch import nn
 
 import test_LA
 import train_dtml
+from dataloaders import case_files
 from evaluation.metrics import largest_component
 from inference import scoring
 from methods import METHODS
@@ -183,6 +184,17 @@ def test_the_json_says_how_the_scores_came_about_and_is_strict(make_run, phantom
     assert not (folder / runs.PREDICTIONS).exists() and not (folder / runs.FIGURES).exists()
     public = score(folder, *NO_FILES, "--eval_empty", "zeros")["summary"]["nothing/none"]["hd95_vox"]
     assert (public["missed"], public["mean"]) == (0, 0)
+
+
+def test_the_volume_of_sheared_voxels(tmp_path):
+    """A step of 1 mm in the third axis that leans by 60 degrees: voxels of half a cubic millimetre."""
+    label = np.ones((10, 10, 10), np.uint8)
+    case_files.write_case(
+        tmp_path, "a", label, label, {"spacing_mm": (1, 1, 1), "direction": (1, 0, math.sqrt(0.75), 0, 1, 0, 0, 0, 0.5)}
+    )
+    options = Namespace(root_path=str(tmp_path), eval_empty="nan", verify_metrics=False, post="none", skip=NO_FILES)
+    (row, _) = scoring.score_case(("a", {"seg": label > 0}), "seg", options, tmp_path)
+    np.testing.assert_allclose((row["volume_ml"], row["label_ml"]), 0.5)
 
 
 @pytest.mark.parametrize("direction", [(1, 0, 0, 0, 1, 0, 0, 0, 1), (-1, 0, 0, 0, -1, 0, 0, 0, 1)])

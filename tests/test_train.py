@@ -494,6 +494,7 @@ BAD_INPUT = [
     (nothing, "--labelnum 6", ["--labelnum", "unlabeled"]),
     (nothing, "--val_cases 3", ["--val_cases 3"]),
     (nothing, "--patch_size 0 32 32", ["--patch_size"]),
+    (nothing, "--patch_size 112 112 80", ["--patch_size 48 48 32"]),
     (garbage, "--pretrained {root}/weights.pth", ["weights.pth", "--pretrained"]),
     (nothing, "--pretrained nowhere.pth", ["nowhere.pth", "--pretrained"]),
     (nothing, "--device cpu --gpu 0", ["--device cpu", "--gpu 0"]),

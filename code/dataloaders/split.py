@@ -1,21 +1,15 @@
 """Which cases are labeled, unlabeled, held out for validation, and tested."""
 
-import math
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dataloaders.case_files import read_list, same_scans, scan_list
-from options.flags import LISTS, MIN_PATCH, OFFICIAL, list_paths
+from options.flags import LISTS, OFFICIAL, list_paths
 from utils.errors import InputError
-from utils.files import REPOSITORY, repository_path, shown
-
-STEP = 16  # voxels that each side of a patch is best a multiple of
-LARGEST_PATCH = (112, 112, 80)  # the paper's
+from utils.files import repository_path
 
 
 @dataclass(frozen=True)
@@ -107,16 +101,6 @@ def are_official(trained: Sequence[str], tested: Sequence[str]) -> bool:
 def cases_of_training(state: dict[str, Any]) -> list[str]:
     """All cases that a run has seen, labeled ones first."""
     return [case for group in ("labeled", "validation", "unlabeled") for case in state.get("cases", {}).get(group, [])]
-
-
-def training_command(root: Path, shapes: Sequence[Sequence[int]], labeled: int, unlabeled: bool) -> str:
-    """A command that trains on a folder, with a patch that fits the median of its volumes."""
-    sides = zip(np.median(shapes, axis=0), LARGEST_PATCH, strict=True)
-    patch = [min(max(STEP * math.ceil(side / STEP), MIN_PATCH), largest) for side, largest in sides]
-    script = shown(REPOSITORY / "code" / ("train_dtml.py" if unlabeled else "train.py"))
-    method = "" if unlabeled else " --method supervised"
-    size = " ".join(map(str, patch))
-    return f"python {script}{method} --root_path {shown(root)} --labelnum {labeled} --patch_size {size}"
 
 
 def settle(options: Namespace) -> Split:

@@ -121,11 +121,13 @@ def score_case(
     root = files.repository_path(options.root_path)
     image, label = case_files.read_image(root, case), case_files.read_label(root, case)
     geometry = case_files.read_geometry(root, case)
+    volume = abs(np.linalg.det(np.reshape(geometry[2], (3, 3))))  # of a voxel of sides 1; less than 1 on sheared axes
     scores = []
     for output, raw in masks.items():
         for post, clean in FILTERS.items():
             mask = clean(raw)
             values = evaluate(mask, label, geometry[0], options.eval_empty)
+            values |= {name: values[name] * volume for name in ("volume_ml", "label_ml")}
             if options.verify_metrics:
                 verify_against_medpy(values, mask, label, geometry[0])
             scores.append({"case": case, "head": output, "post": post, **values})

@@ -38,6 +38,7 @@ MANIFEST = "manifest.json"
 SOURCE_KEY = "source"  # attribute of a prepared case: its line of the manifest, and the settings
 VERSION = 1  # of what is done below: raise it with whatever changes an array
 ML_PER_MM3 = 1e-3
+LEAST_UPRIGHT = 0.999  # of the volume that orthogonal axes would give a voxel; 0.966 at a tilt of 15 degrees
 ROUNDING = 1e-3  # by which stored label values may miss whole numbers
 MOST_VALUES = 100  # of a label; an image has more
 
@@ -231,6 +232,7 @@ def prepare_case(
         "shape": list(scan.array.shape),
         "spacing_mm": list(scan.spacing_mm),
         "orientation": orientation_of(scan.affine),
+        "sheared": scan.voxel_mm3 < LEAST_UPRIGHT * float(np.prod(scan.spacing_mm)),
         "intensity": _intensity(recipe.preprocessing.filled(scan.array)),
         VOXELS_KEY: _voxels_digest(scan),
         "label_values": values,

@@ -248,6 +248,10 @@ def test_the_volume_of_a_label_on_sheared_axes(raw):
         edit(raw / folder / "scan0.nii.gz", lambda array, affine: nib.Nifti1Image(array, affine @ shear))
     _, label, record, _ = prepare.prepare_case(pair_of(raw), PLAIN)
     np.testing.assert_allclose(record["label_ml"], np.count_nonzero(label) * 2 * 2 * 2 / 1000)
+    assert (
+        record["sheared"]
+        and not prepare.prepare_case(RawCase("b", raw / "images/scan5.nii.gz", None), PLAIN)[2]["sheared"]
+    )
 
 
 def test_a_flipped_label_is_turned_without_loss(raw):
