@@ -25,7 +25,7 @@ demo: $(READY) ## train and test DTML and a V-Net on phantom scans, in minutes, 
 	$(RUN) code/make_phantom.py --seed $(SEED) --test 12 --overwrite
 	$(RUN) code/train.py --method supervised --preset demo --seed $(SEED) --exp demo_vnet --overwrite $(DEMO_FLAGS)
 	$(RUN) code/train_dtml.py --preset demo --seed $(SEED) --exp demo_dtml --overwrite $(DEMO_FLAGS)
-	$(RUN) code/test_LA.py --exp demo_vnet demo_dtml
+	$(RUN) code/test_LA.py --exp demo_vnet demo_dtml --report
 
 hippocampus: $(READY) ## the same on real scans: make hippocampus DATA=Task04_Hippocampus (docs/hippocampus.md)
 	@test -d "$(DATA)/imagesTr" || { echo 'DATA must be the folder Task04_Hippocampus of the Decathlon; see docs/hippocampus.md'; exit 2; }

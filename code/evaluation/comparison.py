@@ -29,7 +29,7 @@ class TestedRun:
     name: str
     content: Mapping[str, Any]  # of its metrics.json
     folder: Path  # of its curves.csv
-    masks: Path | None = None  # folder of its predictions, where they are kept
+    masks: Path | None = None  # folder of its predictions, where there is one
     root: Path | None = None  # folder of its scans, where they are at hand
 
     @cached_property

@@ -199,12 +199,12 @@ def _three_planes(size_mm: Sequence[float], title: str) -> tuple[Figure, dict[Pl
 
 def _informative_voxel(masks: Mapping[str, np.ndarray], shape: Sequence[int]) -> list[int]:
     """Index of the slice to show along each array axis."""
-    wanted = masks.get(LABEL, np.zeros(shape, bool))
-    if not wanted.any():
-        wanted = np.logical_or.reduce([wanted, *masks.values()])
-    if not wanted.any():
+    shown = masks.get(LABEL, np.zeros(shape, bool))
+    if not shown.any():
+        shown = np.logical_or.reduce([shown, *masks.values()])
+    if not shown.any():
         return [side // 2 for side in shape]
-    return [int(np.argmax(wanted.sum(axis=tuple({0, 1, 2} - {axis})))) for axis in range(3)]
+    return [int(np.argmax(shown.sum(axis=tuple({0, 1, 2} - {axis})))) for axis in range(3)]
 
 
 def draw_scan(ax: Axes, picture: np.ndarray, step: Sequence[float], low: float, high: float) -> None:

@@ -40,7 +40,7 @@ def evaluate(
         prediction, label: (W, H, D), any type, values 0 and 1.
         spacing_mm: voxel size along the three axes; without it there are no `_mm` and `_ml` entries.
         empty: "nan": two empty masks agree perfectly (1, 1, 0, 0); if one is empty, Dice and Jaccard are 0 and
-            the distances NaN. "zeros", the public code: an empty prediction scores 0 in everything, which for
+            the distances NaN. "zeros", the public implementation: an empty prediction scores 0 in everything, which for
             a distance is perfect.
     Returns: `dice`, `jaccard` in [0, 1]; `asd_vox`, `hd95_vox` in voxels; `asd_mm`, `hd95_mm` in mm; beside them
         `diagonal_vox` and `diagonal_mm`, the distances that `summarise` charges for a missed case, and `volume_ml`

@@ -18,7 +18,7 @@ from plotly.offline import get_plotlyjs
 
 from dataloaders import case_files
 from evaluation.colors import look
-from evaluation.comparison import TestedRun, comparison_note, comparison_rows
+from evaluation.comparison import TestedRun, comparison_note, comparison_rows, group_seeds
 from evaluation.figures import LABEL, LABEL_COLOR, SCALE_BARS_MM, gray_window
 from evaluation.metrics import summarise
 from evaluation.provenance import counted, facts, options, output_name
@@ -50,10 +50,12 @@ def write_report(path: Path, title: str, systems: Sequence[TestedRun], blocks: S
     """
     cases = list(dict.fromkeys(case for system in systems for case in system.reported))
     agreements = [_agreement(system) for system in systems]
+    method = {id(run): number for number, group in enumerate(group_seeds(systems)) for run in group}
     data = {
         "metrics": _metrics(systems),
         "systems": [
-            {"name": system.name, **look(index), "curves": _curves(system.folder), "agreement": limits}
+            {"name": system.name, "method": method[id(system)], **look(index)}
+            | {"curves": _curves(system.folder), "agreement": limits}
             for index, (system, limits) in enumerate(zip(systems, agreements, strict=True))
         ],
         "cases": [{"id": case, "scores": [_scores(system, case) for system in systems]} for case in cases],
@@ -111,6 +113,7 @@ def _framed(head: str, rows: Iterable[str]) -> str:
 def _summary(systems: Sequence[TestedRun]) -> str:
     """The comparison as the terminal has it; outputs by the names that a reader knows."""
     header, rows = comparison_rows(systems)
+    header = [heading.replace("95 %", "95\N{NO-BREAK SPACE}%") for heading in header]
     return _table(header, [[row[0], ", ".join(map(output_name, row[1].split(", "))), *row[2:]] for row in rows])
 
 
@@ -162,10 +165,12 @@ def _agreement_table(systems: Sequence[TestedRun], agreements: Sequence[dict[str
 
 
 def _side_by_side(systems: Sequence[TestedRun], columns: Sequence[dict[str, str]]) -> str:
-    """A row for each fact: a cell for every run, or one for all where they agree."""
+    """A row for each fact that any run has: a cell for every run, or one for all where they agree."""
     rows = []
     for name in dict.fromkeys(name for of_run in columns for name in of_run):
         values = [of_run.get(name, "") for of_run in columns]
+        if not any(values):
+            continue
         same = len(set(values)) == 1
         cells = values[:1] if same else values
         wide = f' colspan="{len(values)}"' if same else ""

@@ -1,4 +1,4 @@
-"""Metrics against medpy and against values worked by hand."""
+"""Metrics against medpy and against values worked out on paper."""
 
 import subprocess
 import sys

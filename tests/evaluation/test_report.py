@@ -130,7 +130,7 @@ def test_curves_keep_their_gaps(page):
     assert carried(page[0])["systems"][0]["curves"] == {"iteration": [10, 20, 30], "loss/seg": [0.5, None, 0.1]}
 
 
-def test_names_are_escaped_and_the_printed_figures_stand_apart(page):
+def test_names_are_escaped_and_the_papers_metrics_stand_apart(page):
     text = page[0].read_text()
     assert "<h1>a &amp; b</h1>" in text and "run &lt;2&gt;" in text and "run <2>" not in text.split("<script")[0]
     assert re.search(r'<div class="paper scroll"><p>printed</p><pre>Dice\n90.12</pre></div>', text)

@@ -106,7 +106,7 @@ def test_holm_worked_by_hand(p_values, expected):
     np.testing.assert_allclose(holm(p_values), expected, rtol=1e-12)
 
 
-def test_crossed_difference_worked_out_by_hand():
+def test_crossed_difference_worked_out_on_paper():
     # Means of the seeds 2 and 4, of the cases 1.5, 4.5 and 3. Mean squares: seeds 3 (1 + 1) / 1 = 6, cases
     # 2 (2.25 + 2.25 + 0) / 2 = 4.5, rest (4 x 0.25) / 2 = 0.5. Variance (6 + 4.5 - 0.5) / 6, freedom (10 / 6)^2.
     difference = np.array([[1.0, 3.0, 2.0], [2.0, 6.0, 4.0]])

@@ -5,11 +5,12 @@ const PLANES = {
   0: { across: 1, down: 2, up: true, sides: "APSI", axes: ["", "+y", "+z", ""] },
 };
 const AT_FIRST = { window: 64, level: 32, opacity: 30 }; // the whole range of the stored scan; percent, of what is filled
-const SHOWN_AT_FIRST = 3; // masks: the label and two predictions; more would hide the scan
 const GAPS = [0, 0.25, 0.42]; // at both ends of each edge of a voxel: a solid, a dashed and a dotted outline
 const DASHES = ["solid", "dash", "dot"]; // what the swatches of these outlines look like
-const masks = [{ ...report.label, line: 0 }, ...report.systems.map((system, index) => ({ ...system, line: index % GAPS.length }))];
-const view = { id: null, at: [0, 0, 0], shown: new Set([...masks.keys()].slice(0, SHOWN_AT_FIRST)), filled: new Set([0]), loading: 0 };
+const masks = [{ ...report.label, line: 0 }, ...report.systems.map((system) => ({ ...system, line: system.method % GAPS.length }))];
+const firstSeed = (method) => 1 + report.systems.findIndex((system) => system.method === method);
+// At first: the label and a run of each of two methods; more would hide the scan.
+const view = { id: null, at: [0, 0, 0], shown: new Set([0, firstSeed(0), firstSeed(1)]), filled: new Set([0]), loading: 0 };
 
 async function unpack(text) {
   const packed = atob(text);
@@ -77,7 +78,7 @@ function writeScores() {
     const absent = view.masks[which] === null;
     const mask = byId("masks").children[which];
     mask.querySelectorAll("input").forEach((input) => { input.disabled = absent; });
-    mask.querySelector("small").textContent = [...text, ...(absent ? ["no mask kept"] : [])].join(", ");
+    mask.querySelector("small").textContent = [...text, ...(absent ? ["no mask"] : [])].join(", ");
   });
 }
 

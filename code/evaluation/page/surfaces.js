@@ -3,7 +3,7 @@ const TURN_SECONDS = 16; // for a whole turn
 const SCENES = ["scene", "scene2"];
 const ERROR_VOX = 8; // at the ends of the colour scale
 const RED_OUTSIDE = [[0, "#2166ac"], [0.5, "#f2f2f2"], [1, "#b2182b"]];
-const turn = { camera: { eye: { x: 1.3, y: -1.7, z: 0.8 }, up: { x: 0, y: 0, z: 1 }, center: { x: 0, y: 0, z: 0 } }, seen: false, followed: false, last: null };
+const turn = { camera: { eye: { x: 1.6, y: -2.1, z: 1 }, up: { x: 0, y: 0, z: 1 }, center: { x: 0, y: 0, z: 0 } }, seen: false, followed: false, last: null };
 
 async function openSurface(stored) {
   const [points, faces, distance] = await Promise.all([stored.points, stored.faces, stored.distance].map(unpack));
@@ -50,7 +50,7 @@ async function drawSurfaces() {
   if (mask) traces.push(meshTrace(mask, { scene: "scene2", intensity: mask.distance, cmin: -ERROR_VOX, cmax: ERROR_VOX, colorscale: RED_OUTSIDE,
     colorbar: { title: { text: "distance to the<br>label [voxel]", side: "top" }, thickness: 16, ...BARS[shape] }, hovertemplate: "%{intensity:.1f} voxels<extra></extra>" }));
   const ranges = boxAround([label, mask].filter(Boolean));
-  const nothing = stored.masks[which] === null ? "no mask kept" : "empty: missed";
+  const nothing = stored.masks[which] === null ? "no mask" : "empty: missed";
   const [first, second] = DOMAINS[shape];
   const name = (text, { x, y = [0, 1] }) => ({ text, x: (x[0] + x[1]) / 2, y: y[1], yanchor: "bottom", xref: "paper", yref: "paper", showarrow: false, font: { size: 14 } });
   await plot("surfaces", traces, { height: shape === "tall" ? 760 : 460, margin: { l: 0, r: 0, t: 40, b: 0 },
