@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from inference.trained import reported_output, trained_method
 from methods.base import Method
-from networks.vnet import MIN_PATCH
+from networks.base import MIN_PATCH
 from scans.preprocess import Preprocessing
 from utils.errors import InputError
 

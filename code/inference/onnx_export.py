@@ -12,19 +12,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from networks.vnet import STRIDE
+from networks.base import common_stride
 from utils import files
 
 OPSET = 18
 INPUT, OUTPUT = "image", "prob"
-TRACED = (2, 1, 2 * STRIDE, 3 * STRIDE, 4 * STRIDE)  # sizes that differ, so that none is taken for another
+TRACED = (2, 3, 4)  # multiples of the stride that differ, so that none is taken for another
 
 
 def export_onnx(network: nn.Module, patch: Sequence[int], metadata: dict[str, Any], path: Path) -> float:
     """Write a network on the CPU, (B, 1, W, H, D) -> (B, 1, W, H, D), to `path`, and run the file once.
 
-    Batch, W, H and D are free, W, H and D multiples of 16; a `patch` that is none fixes them instead, and the
-    padding to the next multiple becomes part of the file.
+    Batch, W, H and D are free, W, H and D multiples of the network's stride; a `patch` that is none fixes them instead,
+    and the padding to the next multiple becomes part of the file.
 
     Args: metadata, plain values, stored in the file as JSON under their names.
     Returns: the largest difference between onnxruntime and PyTorch on one random patch.
@@ -40,12 +40,15 @@ def export_onnx(network: nn.Module, patch: Sequence[int], metadata: dict[str, An
 
 
 def _exported(network: nn.Module, patch: Sequence[int]) -> Any:
-    batch = torch.export.Dim("batch")
-    if any(length % STRIDE for length in patch):
+    batch, stride = torch.export.Dim("batch"), common_stride(network)
+    if any(length % stride for length in patch):
         example, free = torch.zeros(2, 1, *patch), {0: batch}
     else:
-        sizes = [STRIDE * torch.export.Dim(name) for name in ("w", "h", "d")]
-        example, free = torch.zeros(TRACED), {0: batch, 2: sizes[0], 3: sizes[1], 4: sizes[2]}
+        sizes = [stride * torch.export.Dim(name) for name in ("w", "h", "d")]
+        example, free = (
+            torch.zeros(2, 1, *(stride * times for times in TRACED)),
+            {0: batch, 2: sizes[0], 3: sizes[1], 4: sizes[2]},
+        )
     with _quiet():
         return torch.onnx.export(
             network,

@@ -1,6 +1,6 @@
 """Flags that several methods share."""
 
-from networks.vnet import SDM_HEADS
+from networks.base import SDM_HEADS
 from options.types import at_least, positive, share
 from utils.sdm import EMPTY_RULES, SDM_STEEPNESS
 

@@ -34,7 +34,7 @@ class ASDNet(ConsistencyMethod):
     def __init__(self, options: Namespace):
         super().__init__(options)
         require_unlabeled(options, "--method asdnet", "train --method supervised")
-        self.network = self.make_vnet("softmax")
+        self.network = self.make_network("softmax")
         self.critic = ConfidenceNet(CRITIC_WIDTH * options.n_filters)
         if options.semi_start is None:
             self.ramp_start = round(SEMI_START_FRACTION * options.max_iterations)

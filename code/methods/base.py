@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from dataloaders.batch import Batch
+from networks import NETWORKS, Network, VNet
 from networks.published import load_published
-from networks.vnet import VNet
 from utils.errors import InputError
 from utils.schedules import STAIRS, rampup
 
@@ -65,10 +65,10 @@ class Method(nn.Module):
         cls.add_arguments(parser)
         return cls(Namespace(**{**vars(parser.parse_args([])), **options}))
 
-    def make_vnet(self, *heads: str, **settings: Any) -> VNet:
-        """A V-Net of the width, dropout and norm that the flags ask for; `settings` are further ones."""
+    def make_network(self, *heads: str, **settings: Any) -> Network:
+        """The network of the kind, width, dropout and norm that the flags ask for; `settings` are further ones."""
         flags = {key: getattr(self.options, key) for key in ("n_filters", "dropout", "norm")}
-        return VNet(heads, **flags, **settings)
+        return NETWORKS[self.options.network](heads, **flags, **settings)
 
     def load_pretrained(self, paths: Sequence[Path]) -> list[str]:
         """Published weights as a start: one file for every V-Net, or one for each in the order of definition.
@@ -76,6 +76,8 @@ class Method(nn.Module):
         Returns: a sentence on each network: its file, and the heads that start from initial values.
         """
         networks = {name: module for name, module in self.named_modules() if isinstance(module, VNet)}
+        if not networks:
+            raise InputError(f"--pretrained starts V-Nets, not --network {self.options.network}; give --network vnet")
         if len(paths) not in (1, len(networks)):
             raise InputError(
                 f"--pretrained names {len(paths)} files, but there are {len(networks)} networks "

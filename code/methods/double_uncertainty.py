@@ -20,7 +20,7 @@ from dataloaders.batch import Batch
 from methods.arguments import add_teacher_arguments
 from methods.base import Terms
 from methods.mean_teacher import Maps, MeanTeacherMethod, mean_over_passes
-from networks.vnet import STRIDE, VNet
+from networks import Network
 from options.types import at_least
 from utils.errors import InputError
 from utils.losses import dice_ce_loss, entropy
@@ -35,9 +35,10 @@ class DoubleUncertainty(MeanTeacherMethod):
 
     def __init__(self, options: Namespace):
         super().__init__(options)
-        if any(length % STRIDE for length in options.patch_size):
+        stride = self.student.stride
+        if any(length % stride for length in options.patch_size):
             raise InputError(
-                f"--patch_size {' '.join(map(str, options.patch_size))} must be multiples of {STRIDE} for the features "
+                f"--patch_size {' '.join(map(str, options.patch_size))} must be multiples of {stride} for the features "
                 "of this method"
             )
 
@@ -75,7 +76,7 @@ class DoubleUncertainty(MeanTeacherMethod):
         )
 
 
-def _distributions(network: VNet, image: Tensor) -> tuple[Tensor, Maps]:
+def _distributions(network: Network, image: Tensor) -> tuple[Tensor, Maps]:
     """Logits (N, 2, W, H, D), and probabilities over the classes and over the F channels, float32."""
     features = network.features(image)  # (N, F, W, H, D), before any dropout
     logits = network.apply_heads(features)["softmax"]

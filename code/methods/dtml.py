@@ -34,8 +34,8 @@ class DTML(ConsistencyMethod):
 
     def __init__(self, options: Namespace):
         super().__init__(options)
-        self.m_s = self.make_vnet("seg")
-        self.m_d = self.make_vnet("sdm", sdm_head=options.sdm_head)
+        self.m_s = self.make_network("seg")
+        self.m_d = self.make_network("sdm", sdm_head=options.sdm_head)
 
     def training_step(self, batch: Batch, iteration: int) -> Terms:
         """The losses of Sect. 2.2 in one joint step: each network gets the gradient of its own objective."""

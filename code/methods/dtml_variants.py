@@ -10,7 +10,7 @@ from dataloaders.batch import Batch
 from methods.arguments import add_sdm_empty_argument
 from methods.base import Terms
 from methods.dtml import DTML, existing
-from networks.vnet import VNet
+from networks import Network
 from utils.losses import dice_ce_loss
 
 
@@ -24,9 +24,9 @@ class DTMLVariants(DTML):
         if options.branch != "seg" and options.sdm_supervision != "mask":
             self.sdm_empty = options.sdm_empty
 
-    def make_vnet(self, *heads: str, **settings: Any) -> VNet | None:
+    def make_network(self, *heads: str, **settings: Any) -> Network | None:
         """Only the network of --branch exists."""
-        return super().make_vnet(*heads, **settings) if self.options.branch in ("both", *heads) else None
+        return super().make_network(*heads, **settings) if self.options.branch in ("both", *heads) else None
 
     def training_step(self, batch: Batch, iteration: int) -> Terms:
         """Table 2: a network by itself has no peer to agree with."""

@@ -21,7 +21,7 @@ class DualHeadMethod(ConsistencyMethod):
 
     def __init__(self, options: Namespace):
         super().__init__(options)
-        self.network = self.make_vnet("sdm", "seg", sdm_head=options.sdm_head)
+        self.network = self.make_network("sdm", "seg", sdm_head=options.sdm_head)
         self.sdm_empty = options.sdm_empty
 
     def supervised_terms(self, heads: dict[str, Tensor], batch: Batch) -> Terms:

@@ -51,7 +51,7 @@ class MeanTeacherMethod(ConsistencyMethod):
         super().__init__(options)
         if options.cons_on == "unlabeled":
             require_unlabeled(options, "--cons_on unlabeled", "give --cons_on all")
-        self.student = self.make_vnet("softmax")
+        self.student = self.make_network("softmax")
         self.teacher = Teacher(self.student, options)
 
     def after_step(self, iteration: int) -> None:

@@ -17,7 +17,7 @@ class Supervised(Method):
 
     def __init__(self, options: Namespace):
         super().__init__(options)
-        self.network = self.make_vnet("softmax")
+        self.network = self.make_network("softmax")
 
     def training_step(self, batch: Batch, iteration: int) -> Terms:
         logits = self.network(batch.image)["softmax"]  # (B, 2, W, H, D)

@@ -7,32 +7,12 @@ Milletari et al. (3DV 2016): 3x3x3 kernels, ReLU, batch norm, no residual inside
 
 from collections.abc import Iterable
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-HEAD_CHANNELS = {"seg": 1, "sdm": 1, "softmax": 2}
-STRIDE = 16  # four halvings: what each axis must be a multiple of
-MIN_PATCH = 32  # below this the deepest feature map has one voxel per axis and batch norm degenerates
-SDM_HEADS = ("conv", "block")  # before the tanh: a 1x1x1 convolution alone, or with a 3x3x3 block before it
-GROUPS = 8  # channels are always multiples of 8 from width 8 on
+from networks.base import Network, with_norm_relu
 
 
-def _norm(kind: str, channels: int) -> nn.Module:
-    if kind == "batch":
-        return nn.BatchNorm3d(channels)
-    if kind == "instance":
-        return nn.InstanceNorm3d(channels, affine=True)
-    if kind == "group":
-        return nn.GroupNorm(min(GROUPS, channels), channels)
-    raise ValueError(f"unknown norm {kind!r}")
-
-
-def _layer(conv: nn.Module, norm: str) -> list[nn.Module]:
-    return [conv, _norm(norm, conv.out_channels), nn.ReLU()]
-
-
-class VNet(nn.Module):
+class VNet(Network):
     """V-Net with named heads.
 
     Args:
@@ -42,8 +22,9 @@ class VNet(nn.Module):
         norm: `batch`, `instance` or `group`.
         sdm_head: `conv` for the public implementations' head, `block` for the papers' "3D convolution block" (a 3x3x3
             convolution, norm and ReLU) before it.
-    Any input size works: it is padded to a multiple of 16 by repeating the border, and the output is cropped back.
     """
+
+    stride = 16  # four halvings
 
     def __init__(
         self,
@@ -60,7 +41,7 @@ class VNet(nn.Module):
             layers: list[nn.Module] = []
             for index in range(depth):
                 source = in_channels if index == 0 and in_channels else width
-                layers += _layer(nn.Conv3d(source, width, 3, padding=1), norm)
+                layers += with_norm_relu(nn.Conv3d(source, width, 3, padding=1), norm)
             return nn.Sequential(*layers)
 
         self.encoder = nn.ModuleList(
@@ -68,25 +49,19 @@ class VNet(nn.Module):
             for level, (depth, width) in enumerate(zip(depths, widths, strict=True))
         )
         self.down = nn.ModuleList(
-            nn.Sequential(*_layer(nn.Conv3d(width, 2 * width, 2, stride=2), norm)) for width in widths[:4]
+            nn.Sequential(*with_norm_relu(nn.Conv3d(width, 2 * width, 2, stride=2), norm)) for width in widths[:4]
         )
         self.up = nn.ModuleList(
-            nn.Sequential(*_layer(nn.ConvTranspose3d(2 * width, width, 2, stride=2), norm)) for width in widths[3::-1]
+            nn.Sequential(*with_norm_relu(nn.ConvTranspose3d(2 * width, width, 2, stride=2), norm))
+            for width in widths[3::-1]
         )
         self.decoder = nn.ModuleList(
             block(depth, width) for depth, width in zip(depths[3::-1], widths[3::-1], strict=True)
         )
-        self.dropout = nn.Dropout3d(dropout)
-        self.heads = nn.ModuleDict({name: nn.Conv3d(n_filters, HEAD_CHANNELS[name], 1) for name in heads})
-        if sdm_head == "block" and "sdm" in self.heads:
-            self.heads["sdm"] = nn.Sequential(block(1, n_filters), self.heads["sdm"])
+        self.add_heads(heads, n_filters, dropout, norm, sdm_head)
 
     def features(self, image: Tensor) -> Tensor:
-        """Output of the last decoder block, before its dropout.
-
-        Args: image, (B, 1, W, H, D) with W, H, D multiples of 16.
-        Returns: (B, n_filters, W, H, D).
-        """
+        """Output of the last decoder block."""
         x, skips = image, []
         for block, down in zip(self.encoder, self.down, strict=False):
             x = block(x)
@@ -96,27 +71,3 @@ class VNet(nn.Module):
         for up, block in zip(self.up, self.decoder, strict=True):
             x = block(up(x) + skips.pop())
         return x
-
-    def apply_heads(self, features: Tensor, heads: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """Heads on a feature map, in float32 even under autocast: the steep transform of the signed
-        distance map amplifies rounding 1500-fold.
-
-        Args: features, (B, n_filters, W, H, D); heads, names to evaluate (default: all).
-        Returns: {name: (B, C, W, H, D) float32}; `sdm` has passed its tanh.
-        """
-        features = self.dropout(features).float()
-        with torch.autocast(features.device.type, enabled=False):
-            outputs = {name: self.heads[name](features) for name in heads or self.heads}
-            return {name: x.tanh() if name == "sdm" else x for name, x in outputs.items()}
-
-    def forward(self, image: Tensor, heads: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """Args: image, (B, 1, W, H, D). Returns: {head: (B, C, W, H, D) float32}."""
-        size = image.shape[2:]
-        short = [-length % STRIDE for length in size]
-        if any(short):
-            image = F.pad(image, [side for s in reversed(short) for side in (s // 2, s - s // 2)], "replicate")
-        outputs = self.apply_heads(self.features(image), heads)
-        if any(short):
-            window = tuple(slice(s // 2, s // 2 + length) for s, length in zip(short, size, strict=True))
-            outputs = {name: x[(..., *window)] for name, x in outputs.items()}
-        return outputs

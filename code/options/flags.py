@@ -14,7 +14,7 @@ from utils.schedules import RAMP_UNIT
 OFFICIAL = REPOSITORY / "data" / "LA"  # where the official lists are, whatever --root_path holds
 LISTS = ("train.list", "test.list")  # in a data folder; those of another --split have its name before theirs
 PAPER_ITERATIONS = 6000  # what schedule lengths are fractions of
-MIN_PATCH = 32  # networks.vnet.MIN_PATCH, which needs PyTorch
+MIN_PATCH, NETWORKS = 32, ("vnet", "residual_unet")  # those of networks, which need PyTorch
 MAX_SEED = 2**63 - 1  # what PyTorch takes
 COMMON = (  # what --help of a training run shows; --help_all shows the rest
     "method preset root_path labelnum exp resume overwrite max_iterations batch_size labeled_bs base_lr patch_size "
@@ -98,6 +98,12 @@ def add_augmentation_options(parser: ArgumentParser) -> None:
 def add_training_options(parser: ArgumentParser) -> None:
     """Network, optimisation, schedules and how the run is carried out."""
     network = parser.add_argument_group("network")
+    network.add_argument(
+        "--network",
+        choices=NETWORKS,
+        default=NETWORKS[0],
+        help="V-Net, as in the papers, or a residual-encoder U-Net after nnU-Net's",
+    )
     network.add_argument(
         "--patch_size",
         type=at_least(MIN_PATCH),

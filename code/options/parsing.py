@@ -16,7 +16,7 @@ from utils.schedules import RAMP_UNIT
 
 LR_STEP_FRACTION = 2500 / flags.PAPER_ITERATIONS
 SAVE_FRACTION = 1000 / flags.PAPER_ITERATIONS
-GROUPS, MIN_BF16_PATCH = 8, 48  # those of networks.vnet and runtime.device, which need PyTorch
+GROUPS, MIN_BF16_PATCH = 8, 48  # those of networks and runtime.device, which need PyTorch
 
 OF_THE_MACHINE = ("device", "gpu", "compile", "model_path")  # what a test or a prediction does not take from training
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from networks import Network
 from networks.layers import accelerate
-from networks.vnet import VNet
 from runtime.distributed import ALONE, Ranks
 from utils.errors import InputError
 from utils.machine import available_cores
@@ -106,7 +106,7 @@ def place(method: nn.Module, device: torch.device, options: Namespace, ranks: Ra
     method.to(device=device, memory_format=memory_format(device, options.amp))
     accelerate(method, getattr(options, "recompute", False))  # a flag of training alone, which older runs lack
     if options.compile:
-        for network in (module for module in method.modules() if isinstance(module, VNet)):
+        for network in (module for module in method.modules() if isinstance(module, Network)):
             network.compile()
     return method
 

@@ -22,6 +22,11 @@ def test_methods_that_need_unlabeled_cases_say_so(build, method, flags):
         build(method, *flags.split())
 
 
+def test_published_weights_are_for_vnets(build, tmp_path):
+    with pytest.raises(InputError, match=r"(?s)--pretrained.*--network"):
+        build("dtml", "--network", "residual_unet").load_pretrained([tmp_path / "file.pth"])
+
+
 @pytest.mark.parametrize("method", MEAN_TEACHERS)
 def test_mean_teachers_that_agree_on_all_cases_do_without(build, make_batch, method):
     network = build(method, "--cons_on", "all", "--unlabelnum", "0")

@@ -21,10 +21,12 @@ from dataloaders.case_files import LABEL_KEY, case_path
 from dataloaders.split import training_split
 from dataloaders.store import CaseStore
 from engine import Engine
+from inference.trained import load_networks
 from methods import METHODS
-from networks.vnet import VNet
+from networks import NETWORKS, Network
 from runtime import runs
 from runtime.device import MIN_BF16_PATCH, memory_format
+from utils.errors import InputError
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 SMALL_BATCH = ["--batch_size", "2"]
@@ -106,7 +108,7 @@ def test_a_step_in_bf16_is_nearly_that_of_float32(name, build, make_batch):
     terms = []
     for amp in ("off", "bf16"):
         engine, types = build(name, "--amp", amp, "--dropout", "0", *SOFT.get(name, ())), set()
-        vnet = next(module for module in engine.method.modules() if isinstance(module, VNet))
+        vnet = next(module for module in engine.method.modules() if isinstance(module, Network))
         vnet.encoder[1].register_forward_hook(lambda module, args, output, seen=types: seen.add(output.dtype))
         torch.manual_seed(1)
         values = engine.step(batch)
@@ -143,6 +145,30 @@ def test_a_step_and_a_prediction_stay_on_their_device_and_never_wait_for_it(
         probs = engine.method.predict(batch.image)
         maps = engine.method.signed_maps(batch.image)
     assert all(tensor.device == META for tensor in [*probs.values(), *maps.values(), *engine.method.parameters()])
+
+
+@pytest.mark.parametrize("network", sorted(NETWORKS.keys() - {"vnet"}))
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_with_every_network(build, batch_for, tmp_path, name, network):
+    """Two iterations; the checkpoint builds the same network again, and fits no other."""
+    engine = build(name, "--network", network, "--n_filters", "4")
+    kinds = {type(module) for module in engine.method.modules() if isinstance(module, Network)}
+    assert kinds == {NETWORKS[network]}
+    before = [parameter.clone() for parameter in engine.turns[0].parameters()]
+    for seed in (0, 1):
+        engine.step(batch_for(name, seed))
+    assert not any(torch.equal(a, b) for a, b in zip(before, engine.turns[0].parameters(), strict=True))
+    engine.save(runs.LAST)
+    state = runs.load_checkpoint(tmp_path / runs.LAST)
+    again, image = METHODS[name].of_run(state["options"]).eval(), torch.randn(1, 1, 32, 32, 32)
+    load_networks(again, state, tmp_path / runs.LAST)
+    with torch.no_grad():
+        probs, expected = again.predict(image), engine.method.eval().predict(image)
+    for output in expected:
+        torch.testing.assert_close(probs[output], expected[output], rtol=1e-3, atol=1e-3)
+    with pytest.raises(InputError) as error:
+        load_networks(METHODS[name].of_run(state["options"] | {"network": "vnet"}), state, tmp_path / runs.LAST)
+    assert network in str(error.value) and str(tmp_path / runs.LAST) in str(error.value)
 
 
 @pytest.mark.parametrize(("name", "flags"), [*((name, "") for name in METHODS), *VARIANTS])
@@ -229,7 +255,7 @@ def test_predictions_are_probabilities_of_the_outputs_asked_for(build, name, sha
     method, image = build(name).method.eval(), torch.randn(shape)
     with torch.no_grad():
         for head in (
-            head for network in method.modules() if isinstance(network, VNet) for head in network.heads.values()
+            head for network in method.modules() if isinstance(network, Network) for head in network.heads.values()
         ):
             head.weight.mul_(1000)  # so that probabilities come close to 0 and 1
         everything = method.predict(image)

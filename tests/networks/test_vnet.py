@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from networks.vnet import MIN_PATCH, STRIDE, VNet
+from networks.base import MIN_PATCH
+from networks.vnet import VNet
 
 TRUNK = 9_448_832  # at width 16, without heads; the public vnet.py with two classes has 34 more
 
@@ -102,10 +103,10 @@ def test_skips_are_additions_of_the_same_level(make_network):
 @pytest.mark.parametrize("size", [(33, 47, 32), (32, 32, 35), (50, 32, 63), (1, 5, 17)])
 def test_any_size_is_the_crop_of_the_padded_computation(make_network, size):
     network, image = make_network("seg", "sdm"), volume(*size)
-    before = [(-length % STRIDE) // 2 for length in size]
-    after = [-length % STRIDE - b for length, b in zip(size, before, strict=True)]
+    before = [(-length % VNet.stride) // 2 for length in size]
+    after = [-length % VNet.stride - b for length, b in zip(size, before, strict=True)]
     padded = F.pad(image, [n for b, a in zip(before[::-1], after[::-1], strict=True) for n in (b, a)], "replicate")
-    assert all(length % STRIDE == 0 for length in padded.shape[2:])
+    assert all(length % VNet.stride == 0 for length in padded.shape[2:])
     window = (..., *(slice(b, b + length) for b, length in zip(before, size, strict=True)))
     with torch.no_grad():
         actual, expected = network(image), network(padded)

@@ -254,8 +254,8 @@ def test_the_short_help_shows_common_flags_and_the_whole_one_all(method, capsys)
 
 
 def test_constants_are_those_of_the_rooms_that_need_pytorch():
-    from networks import vnet
+    import networks.base
     from runtime import device
 
-    assert flags.MIN_PATCH == vnet.MIN_PATCH
-    assert (GROUPS, MIN_BF16_PATCH) == (vnet.GROUPS, device.MIN_BF16_PATCH)
+    assert (flags.MIN_PATCH, flags.NETWORKS) == (networks.base.MIN_PATCH, tuple(networks.NETWORKS))
+    assert (GROUPS, MIN_BF16_PATCH) == (networks.base.GROUPS, device.MIN_BF16_PATCH)

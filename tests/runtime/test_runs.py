@@ -37,6 +37,11 @@ def old_run(tmp_path) -> Path:
 # --- run folders
 
 
+def test_a_run_from_before_the_flag_is_a_vnet(old_run, tmp_path):
+    assert runs.load_checkpoint(old_run / runs.LAST)["options"]["network"] == "vnet"
+    assert runs.stored_options(run_options(tmp_path, resume=True))["network"] == "vnet"
+
+
 def test_a_run_lies_below_the_model_path_of_the_repository():
     assert runs.run_folder("model", "a") == REPOSITORY / "model" / "a"
     assert runs.run_folder("/tmp/m", "LA/a") == Path("/tmp/m/LA/a")
