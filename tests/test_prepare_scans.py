@@ -243,6 +243,17 @@ def test_scans_that_lie_differently_bring_a_remark(command, raw, capsys):
     assert "run in different ways" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("sheared", [True, False])
+def test_a_tilted_gantry_brings_a_remark(command, raw, capsys, sheared):
+    path = raw / "images" / "scan5.nii.gz"
+    image = nib.load(path)
+    affine = image.affine.copy()
+    affine[1, 2] += 0.5 * sheared
+    nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj), affine), path)
+    assert prepare_scans.main(command()) == 0
+    assert ("sheared" in capsys.readouterr().out) == sheared
+
+
 def test_foreground_is_a_list_of_numbers(command, capsys):
     with pytest.raises(InputError, match="--foreground"):
         prepare_scans.main(command("--foreground", "one"))
