@@ -8,6 +8,7 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,9 @@ class Engine:
         self.options, self.split, self.folder, self.device, self.ranks = options, split, folder, device, ranks
         self.method = place(method, device, options, ranks)
         self.turns = method.turns()
-        self.scaler = torch.amp.GradScaler(device.type, enabled=options.amp == "fp16")
+        scaler = partial(torch.amp.GradScaler, device.type, enabled=options.amp == "fp16")
+        self.scalers = {turn.name: scaler() for turn in self.turns}
+        self.skipped = 0  # steps of players that fp16 left out because a gradient overflowed
         self.preprocessing = preprocessing
         self.typical_scan: dict[str, Any] | None = None  # of the training; what predict.py measures a scan by
         self.iteration = 0  # finished ones
@@ -173,9 +176,16 @@ class Engine:
         self.ranks.draw_anew(self.options.seed, self.iteration)
         rate = learning_rate(self.iteration, self.options)
         values: dict[str, float | Tensor] = {"learning_rate": rate}
+        moved = False
         for turn in self.turns:
-            values |= self._take_turn(turn, batch, rate)
-        self.method.after_step(self.iteration)
+            terms, stepped = self._take_turn(turn, batch, rate)
+            values |= terms
+            self.skipped += not stepped
+            moved |= stepped and turn.scheduled
+        if moved:  # else a teacher has nothing to follow
+            self.method.after_step(self.iteration)
+        if self.options.amp == "fp16":
+            values["skipped_steps"] = self.skipped
         self.ranks.share_buffers(self.method)
         self.iteration += 1
         self.method.trained_iterations = self.iteration
@@ -186,7 +196,7 @@ class Engine:
     def check_losses(self) -> None:
         """Raise an `InputError` for the first loss since the last call that is not finite.
 
-        Here alone the CPU waits for a GPU; a step only gives it work.
+        Here alone the CPU waits for a GPU; a step only gives it work, but for that of fp16, which looks for overflows.
         """
         unread, self._unread = self._unread, []
         losses = [loss for *_, losses in unread for loss in losses.values()]
@@ -196,7 +206,8 @@ class Engine:
             if not math.isfinite(sum(values.values())):
                 raise self._not_finite(iteration, values, cases)
 
-    def _take_turn(self, turn: Turn, batch: Batch, rate: float) -> dict[str, float | Tensor]:
+    def _take_turn(self, turn: Turn, batch: Batch, rate: float) -> tuple[dict[str, float | Tensor], bool]:
+        """One player's step. Returns: its numbers for the curves; whether it moved: fp16 skips where it overflows."""
         self._open_gradients(turn)
         if turn.scheduled:
             for group in turn.optimizer.param_groups:
@@ -208,11 +219,13 @@ class Engine:
         if self.options.log_gradients and self._due(self.options.log_every, self.iteration + 1):
             logged |= _gradient_norms(terms, turn)
         turn.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(losses.sum()).backward()
+        scaler = self.scalers[turn.name]
+        scale = scaler.get_scale()
+        scaler.scale(losses.sum()).backward()
         self.ranks.average_gradients(turn.optimizer)
-        self.scaler.step(turn.optimizer)
-        self.scaler.update()
-        return logged
+        scaler.step(turn.optimizer)
+        scaler.update()
+        return logged, scaler.get_scale() >= scale
 
     def _open_gradients(self, turn: Turn) -> None:
         if len(self.turns) == 1:
@@ -320,7 +333,8 @@ class Engine:
             {
                 "networks": networks,
                 "optimizers": [turn.optimizer.state_dict() for turn in self.turns],
-                "scaler": self.scaler.state_dict(),
+                "scalers": {name: scaler.state_dict() for name, scaler in self.scalers.items()},
+                "skipped": self.skipped,
                 "iteration": self.iteration,
                 "seconds": self.seconds,
                 "peak_memory_gib": max(self.peak_memory, peak_memory_gib(self.device)),
@@ -341,8 +355,10 @@ class Engine:
         load_networks(self.method, state, self.folder / runs.LAST)
         for turn, saved in zip(self.turns, state["optimizers"], strict=True):
             turn.optimizer.load_state_dict(saved)
-        if state["scaler"]:  # empty unless the run was in fp16
-            self.scaler.load_state_dict(state["scaler"])
+        for name, saved in state.get("scalers", {}).items():
+            if saved:  # empty unless the run was in fp16
+                self.scalers[name].load_state_dict(saved)
+        self.skipped = state.get("skipped", 0)
         self.iteration, self.seconds, self.best_val = state["iteration"], state["seconds"], state["best_val"]
         self.peak_memory = state.get("peak_memory_gib", 0.0)
         runs.restore_rng(state["rng"])

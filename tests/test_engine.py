@@ -1,5 +1,6 @@
 """The training loop: turns, precision, what stops it, what it saves."""
 
+import contextlib
 import math
 from argparse import Namespace
 from collections.abc import Callable
@@ -258,6 +259,54 @@ def test_mixed_precision_gives_nearly_the_same_losses(make_engine, wide_batch):
         assert rough[name] != exact[name]
 
 
+@pytest.fixture
+def make_scaled(make_engine) -> Callable[[], Engine]:
+    """Two players that step as in fp16: each with a scaler of its own, in float32 as a CPU has no fp16."""
+
+    def build() -> Engine:
+        engine = make_engine(TwoPlayers)
+        engine.options.amp = "fp16"
+        engine.scalers = {turn.name: torch.amp.GradScaler("cpu", init_scale=1024.0) for turn in engine.turns}
+        return engine
+
+    return build
+
+
+@pytest.fixture
+def float32(monkeypatch):
+    monkeypatch.setattr(engine_module, "precision", lambda device, amp: contextlib.nullcontext())
+
+
+@pytest.mark.parametrize(("overflows", "after"), [("step", []), ("critic", [0])])
+def test_a_player_that_overflows_skips_its_own_step_only(make_scaled, batch, monkeypatch, float32, overflows, after):
+    """Its scale is halved and the step counted; without a move of the network, the teacher has nothing to follow."""
+    engine, called = make_scaled(), []
+    monkeypatch.setattr(engine.method, "after_step", called.append)
+    turn = next(turn for turn in engine.turns if turn.name == overflows)
+    step = turn.step
+    turn.step = lambda *a: {name: 1e38 * term for name, term in step(*a).items()}  # finite, but not when scaled
+    before = weights(engine.method)
+    values = engine.step(batch)
+    moved = {name.split(".")[0] for name, value in engine.method.state_dict().items() if not value.equal(before[name])}
+    assert moved == ({"critic"} if overflows == "step" else {"segmenter"})
+    assert {name: scaler.get_scale() for name, scaler in engine.scalers.items()} == {
+        name: 512.0 if name == overflows else 1024.0 for name in ("step", "critic")
+    }
+    assert values["skipped_steps"] == 1 and called == after
+
+
+def test_a_resumed_run_keeps_the_scale_of_each_player(make_scaled, batch, tmp_path, float32):
+    engine = make_scaled()
+    engine.step(batch)
+    engine.scalers["critic"].update(256.0)
+    engine.skipped = 2
+    engine.save(runs.LAST)
+    resumed = make_scaled()
+    resumed.load(runs.load_checkpoint(tmp_path / runs.LAST))
+    assert [scaler.get_scale() for scaler in resumed.scalers.values()] == [1024.0, 256.0]
+    assert resumed.step(batch)["skipped_steps"] == 2
+
+
 # --- what stops a run
 
 
@@ -351,7 +400,7 @@ def test_a_run_may_be_resumed_in_another_precision(make_engine, batch, tmp_path)
     engine = make_engine()
     engine.save(runs.LAST)
     resumed = make_engine()
-    resumed.scaler = torch.amp.GradScaler("cpu", enabled=True)
+    resumed.scalers = {"step": torch.amp.GradScaler("cpu", enabled=True)}
     resumed.load(runs.load_checkpoint(tmp_path / runs.LAST))
     resumed.step(batch)
 

@@ -79,7 +79,7 @@ def assert_same(first, second, where: str = "state") -> None:
 
 
 def assert_same_run(first: Path, second: Path) -> None:
-    for part in ("networks", "optimizers", "scaler", "iteration", "best_val", "rng", "cases"):
+    for part in ("networks", "optimizers", "scalers", "iteration", "best_val", "rng", "cases"):
         assert_same(state_of(first)[part], state_of(second)[part], part)
     assert curves_of(first) == curves_of(second)
 

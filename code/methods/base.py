@@ -107,7 +107,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def after_step(self, iteration: int) -> None:
-        """Called after the last turn of an iteration: the place of a moving average."""
+        """Called after the last turn of an iteration, unless fp16 skipped its steps: the place of a moving average."""
 
     def predict(self, image: Tensor, outputs: Iterable[str] | None = None) -> dict[str, Tensor]:
         """Foreground probability of a patch, {name: (B, 1, W, H, D) float32}, of the given `outputs` or of all."""
