@@ -133,7 +133,8 @@ def comparison_note(tested: Sequence[TestedRun]) -> str:
     if len(groups) > 1:
         pairs, what = ("case and seed", "other seeds and cases") if seeds else ("case", "other cases, not other seeds")
         sentences.append(f"Differences are paired by {pairs}; the interval is for {what}.")
-        if len(tested[0].reported) < MIN_CASES:
+        differences = [dice_difference(groups[0], group) for group in groups[1:]]
+        if any(difference and difference.cases < MIN_CASES for difference in differences):
             sentences.append(f"No p-value from fewer than {MIN_CASES} cases.")
     if len({run.root for run in tested}) > 1:
         sentences.append("The runs were tested on cases of different folders; equal ids are taken for equal cases.")

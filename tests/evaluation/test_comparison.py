@@ -83,6 +83,7 @@ def test_no_p_value_from_few_cases_and_holms_from_several(tested):
         [min(1, 2 * p[0]), max(min(1, 2 * p[0]), p[1])], rel=0.01
     )
     assert str(MIN_CASES) not in comparison_note(many)
+    assert str(MIN_CASES) in comparison_note([many[0], tested("d", DICE[3, 3:], cases="defgh")])  # few in common
 
 
 def test_seeds_of_one_method_alone_are_compared_with_nothing(tested):
