@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from dataloaders.case_files import find_faults, has_label, read_label, read_shape, read_spacing, same_scans, scan_list
 from dataloaders.patch import training_command
+from dataloaders.split import labels_there
 from options.flags import add_path_options, list_paths
 from options.parser import Parser
 from options.types import PathHere
@@ -22,11 +23,19 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(description=__doc__, example="python code/check_data.py --root_path data/LA --labelnum 16")
     add_path_options(parser)
-    parser.add_argument("--labelnum", type=int, default=16, help="first cases of the training list that need a label")
+    parser.add_argument(
+        "--labelnum",
+        type=int,
+        help="first cases of the training list that need a label (default: 16; in a folder of prepare_scans.py, all "
+        "that have one)",
+    )
     parser.add_argument(
         "--labeled_list", action=PathHere, help="file of the cases that need one, instead of the first --labelnum"
     )
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.labelnum is None:
+        options.labelnum = labels_there(options) or 16
+    return options
 
 
 def main(argv: list[str] | None = None) -> int:

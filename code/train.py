@@ -18,7 +18,7 @@ import torch
 
 from dataloaders import case_files
 from dataloaders.patch import require_fit, uneven_notice
-from dataloaders.split import Split, cases_of_training, cases_to_test, settle
+from dataloaders.split import Split, cases_of_training, cases_to_test, labels_there, settle
 from dataloaders.store import CaseStore
 from engine import Engine, Stopped
 from inference.trained import load_networks, reported_output
@@ -43,6 +43,8 @@ def parse_options(argv: Sequence[str] | None = None, method: str | None = None) 
     """All flags of a training, checked and resolved; with --resume those of the run."""
     others = "train.py trains other methods." if method else "Flags of another method: --method NAME --help."
     options, given = parse_training(argv, f"{__doc__}{others}", METHODS, method)
+    if options.preset == "paper" and "labelnum" not in given:
+        options.labelnum = labels_there(options) or options.labelnum
     options.exp = options.exp or runs.default_exp(options)
     stored = runs.stored_options(options)
     if stored and stored["method"] != options.method and "method" not in given:  # read the flags as those of the run's

@@ -279,6 +279,16 @@ def test_it_says_what_it_found_and_what_to_run(command, tmp_path, capsys):
     assert "--foreground" not in capsys.readouterr().out
 
 
+def test_all_labels_are_used_by_default(command, tmp_path, capsys):
+    prepare_scans.main(command())
+    root = ["--root_path", str(tmp_path / "out")]
+    assert [train.parse_options([*root, *more]).labelnum for more in ([], ["--labelnum", "2"])] == [3, 2]
+    assert check_data.main(root) == 0
+    manifest = tmp_path / "out" / case_files.MANIFEST
+    manifest.write_text(manifest.read_text().replace("prepare_scans", "prepare_LA"))  # whose lists label all cases
+    assert train.parse_options(root).labelnum == 16
+
+
 def test_unlabeled_scans_alone(raw, tmp_path, capsys):
     flags = ["--images", str(raw / "images"), "--dest", str(tmp_path / "out")]
     assert prepare_scans.main(flags) == 0

@@ -24,6 +24,7 @@ from utils.files import atomic, writing
 from utils.nifti import VOXEL_MM
 
 CASE_FILE = "mri_norm2.h5"
+MANIFEST = "manifest.json"  # in a folder that was prepared: where each case comes from
 IMAGE_KEY = "image"
 LABEL_KEY = "label"
 SPACING_KEY = "spacing_mm"

@@ -1,12 +1,13 @@
 """Which cases are labeled, unlabeled, held out for validation, and tested."""
 
+import json
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dataloaders.case_files import read_list, same_scans, scan_list
+from dataloaders.case_files import MANIFEST, read_list, same_scans, scan_list
 from options.flags import LISTS, OFFICIAL, list_paths
 from utils.errors import InputError
 from utils.files import repository_path
@@ -41,6 +42,17 @@ def training_split(options: Namespace) -> Split:
     kept = len(labeled) - options.val_cases
     places = options.batch_size - options.labeled_bs
     return Split(labeled[:kept], _unlabeled(options, cases, labeled, train_path) if places else [], labeled[kept:])
+
+
+def labels_there(options: Namespace) -> int | None:
+    """Training cases with a label in a folder of prepare_scans.py, which lists them first; None for another folder."""
+    try:
+        manifest = json.loads((repository_path(options.root_path) / MANIFEST).read_text(encoding="utf-8"))
+        labeled = {case for case, record in manifest["cases"].items() if record["label"]}
+        own = manifest["settings"]["script"] == "prepare_scans"
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return len(labeled.intersection(read_list(list_paths(options)[0], "--train_list"))) or None if own else None
 
 
 def cases_to_test(options: Namespace) -> list[str]:

@@ -47,7 +47,10 @@ def add_data_options(parser: ArgumentParser) -> None:
     """Which cases are labeled, and how they are read."""
     group = parser.add_argument_group("data")
     group.add_argument(
-        "--labelnum", type=at_least(1), default=16, help="labeled cases: the first so many of the training list"
+        "--labelnum",
+        type=at_least(1),
+        default=16,
+        help="labeled cases: the first of the training list; in a folder of prepare_scans.py by default all of them",
     )
     group.add_argument(
         "--labeled_list", action=PathHere, help="file of the labeled case ids, instead of the first --labelnum"

@@ -19,6 +19,7 @@ from dataloaders.case_files import (
     CASE_FILE,
     DEST,
     DIRECTION_KEY,
+    MANIFEST,
     ORIGIN_KEY,
     SPACING_KEY,
     VOXELS_KEY,
@@ -34,7 +35,6 @@ from utils.files import write_json, writing
 from utils.machine import available_memory
 from utils.resample import Size
 
-MANIFEST = "manifest.json"
 SOURCE_KEY = "source"  # attribute of a prepared case: its line of the manifest, and the settings
 VERSION = 1  # of what is done below: raise it with whatever changes an array
 ML_PER_MM3 = 1e-3
