@@ -253,6 +253,11 @@ def add_device_options(parser: ArgumentParser) -> None:
         default="off",
         help="mixed precision; transform and losses stay float32",
     )
+    group.add_argument(
+        "--tf32",
+        action="store_true",
+        help="let a GPU round the inputs of convolutions to TF32 (10 bits); without it float32 means float32",
+    )
     group.add_argument("--compile", action="store_true", help="torch.compile the networks")
 
 

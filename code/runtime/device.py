@@ -19,6 +19,7 @@ from utils.errors import InputError
 from utils.machine import available_cores
 
 AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+BF16_CAPABILITY = 8, 0  # compute capability of GPUs (Ampere) from which on they multiply bfloat16
 MIN_BF16_PATCH = 48  # at 32, oneDNN 3.12 returns garbage for 3x3x3 convolutions of the 2x2x2 map, in any layout
 CPU_OUT_OF_MEMORY = "can't allocate memory"  # within a RuntimeError of PyTorch
 MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_MAX = -1, -4  # names of glibc's mallopt, from malloc.h
@@ -37,6 +38,8 @@ def pick_device(options: Namespace, say: Callable[[str], None] = print, ranks: R
         raise InputError(
             f"--amp bf16 on a CPU needs a --patch_size of at least {MIN_BF16_PATCH} along every axis; give --amp off"
         )
+    if device.type == "cuda" and options.amp == "bf16" and torch.cuda.get_device_capability(device) < BF16_CAPABILITY:
+        raise InputError(f"--amp bf16 is emulated, and slow, on {device}; give --amp fp16 or --amp off")
     return device
 
 
@@ -96,6 +99,8 @@ def place(method: nn.Module, device: torch.device, options: Namespace, ranks: Ra
         torch.set_num_threads(min(torch.get_num_threads(), available_cores()))  # PyTorch knows no quota of a container
     if device.type == "cuda":
         torch.cuda.set_device(device)  # where NCCL looks for it
+        torch.backends.cuda.matmul.allow_tf32 = False  # the steep transform of a distance map magnifies rounding
+        torch.backends.cudnn.allow_tf32 = getattr(options, "tf32", False)  # older runs lack it
     if syncs_batch_norm(options, device, ranks):
         if options.recompute:
             raise InputError(

@@ -28,8 +28,8 @@ PREDICTIONS_CSV, PREDICTIONS_JSON = "predictions.csv", "predictions.json"  # in 
 
 # What may differ between a run and its continuation, for it decides where and how the run is computed, not what.
 FREE_ON_RESUME = frozenset(
-    "root_path device gpu amp compile recompute num_workers cache window_batch save_every keep_checkpoints log_every "
-    "report_every log_gradients image_every val_every".split()
+    "root_path device gpu amp tf32 compile recompute num_workers cache window_batch save_every keep_checkpoints "
+    "log_every report_every log_gradients image_every val_every".split()
 )
 OF_A_RUN = {"method", "patch_size"}  # what the options of every run have
 OF_THE_COMMAND = ("exp", "model_path", "resume", "overwrite")  # a run does not hand these on to its continuation

@@ -23,9 +23,10 @@ def asked(device: str | None = None, gpu: int | None = None, amp: str = "off", c
 def gpus(monkeypatch):
     """Pretend a number of GPUs."""
 
-    def pretend(count: int) -> None:
+    def pretend(count: int, capability: tuple[int, int] = (8, 0)) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
 
     return pretend
 
@@ -140,6 +141,26 @@ def test_bf16_on_a_cpu_refuses_patches_that_it_would_ruin(gpus):
         pick_device(options)
     options.device = "cuda"
     assert pick_device(options).type == "cuda"
+
+
+def test_bf16_on_a_gpu_without_it_is_bad_input(gpus):
+    gpus(1, (7, 5))
+    assert pick_device(asked(amp="fp16")).type == "cuda"
+    with pytest.raises(InputError, match="--amp bf16.*--amp fp16"):
+        pick_device(asked(amp="bf16"))
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_float32_is_float32_on_a_gpu_but_with_tf32_in_convolutions(monkeypatch, tf32):
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(nn.Module, "to", lambda self, **where: self)
+    options = asked()
+    options.tf32 = tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=not tf32):  # restored at the end
+        place(VNet(n_filters=2), torch.device("cuda", 0), options)
+        assert torch.backends.cudnn.allow_tf32 == tf32
+        assert not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_gpu_0_without_a_gpu_on_this_machine():
