@@ -81,7 +81,8 @@ def labeled_cases(options: argparse.Namespace, train: list[str]) -> tuple[set[st
     """The training cases that need a label, and what is wrong with the way they are asked for."""
     if options.labeled_list:
         cases, faults = scan_list(repository_path(options.labeled_list), "--labeled_list")
-        strangers = [case for case in cases if case not in set(train)]
+        known = set(train)
+        strangers = [case for case in cases if case not in known]
         if train and strangers:
             faults.append(f"case {strangers[0]} of --labeled_list {options.labeled_list} is not in --train_list")
         return set(cases) - set(strangers), faults
@@ -93,7 +94,8 @@ def labeled_cases(options: argparse.Namespace, train: list[str]) -> tuple[set[st
 
 def split_faults(train: list[str], test: list[str]) -> Iterator[str]:
     """What is wrong between the lists: cases in both."""
-    overlap = [case for case in test if case in set(train)]
+    trained = set(train)
+    overlap = [case for case in test if case in trained]
     if overlap:
         yield (
             f"{len(overlap)} cases are in both lists ({', '.join(overlap)}); "

@@ -242,11 +242,13 @@ def draw_lists(
     drawn = sorted(labeled, key=lambda case: hashlib.sha256(f"{options.seed} {case}".encode()).digest())
     share = math.ceil(options.test_fraction * len(drawn))
     test = [case for case in drawn if parts[case] == "test"] if parts else drawn[:share]
-    train = [case for case in drawn if case not in set(test)]
+    tested = set(test)
+    train = [case for case in drawn if case not in tested]
     lists = {LISTS[0]: [*train, *unlabeled], LISTS[1]: test}
     for fold in range(options.folds):
         held = train[fold :: options.folds]
-        lists[f"fold{fold}_{LISTS[0]}"] = [case for case in train if case not in set(held)] + unlabeled
+        others = [case for index, case in enumerate(train) if index % options.folds != fold]
+        lists[f"fold{fold}_{LISTS[0]}"] = others + unlabeled
         lists[f"fold{fold}_{LISTS[1]}"] = held
     return {name: cases for name, cases in lists.items() if cases}
 

@@ -166,11 +166,13 @@ def print_scores(tested: Sequence["TestedRun"], printed: Sequence[str], asked: N
 
 
 def _verified(tested: Sequence["TestedRun"]) -> str:
+    from evaluation.provenance import counted
+
     scores = [score for run in dict.fromkeys(tested) for score in run.scores]
     compared = sum(score["volume_ml"] > 0 and score["label_ml"] > 0 for score in scores)
     empty = len(scores) - compared
-    rest = f"; {empty} are empty or have an empty label, where medpy has no distance" if empty else ""
-    return f"the scores of {compared} predictions equal medpy's{rest}"
+    rest = f"; {counted(empty, 'other')} with an empty mask, for which medpy has no distance" if empty else ""
+    return f"the scores of {counted(compared, 'prediction')} equal medpy's{rest}"
 
 
 def print_files(tested: Sequence["TestedRun"], printed: Sequence[str], argv: Sequence[str], asked: Namespace) -> None:

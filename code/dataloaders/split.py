@@ -99,8 +99,9 @@ def _refuse_overlap(train: list[str], train_path: Path, test: list[str], test_pa
 
 def refuse_copies(root: Path, known: Sequence[str], cases: Sequence[str]) -> None:
     """Refuse a case that is a known one, or another of them, under another id."""
+    looked_at = set(cases)
     for one, other in same_scans(root, [*known, *cases]):
-        if other in set(cases):
+        if other in looked_at:
             raise InputError(f"cases {one} and {other} are one scan; take one out of --train_list or --test_list")
 
 

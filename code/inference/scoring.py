@@ -89,12 +89,13 @@ def score_workers(options: Namespace, cases: int, ranks: Ranks = ALONE) -> int:
 
 def valid_cases(options: Namespace, state: dict[str, Any]) -> list[str]:
     """The test list, none of whose cases may be damaged or known from training."""
-    cases = cases_to_test(options)
-    known = [case for case in cases if case in set(cases_of_training(state))]
+    cases, trained = cases_to_test(options), set(cases_of_training(state))
+    known = [case for case in cases if case in trained]
     if known:
+        others = f" (and {len(known) - 1} more)" if len(known) > 1 else ""
         raise InputError(
-            f"{len(known)} cases of the test list, {known[0]} the first, were in the training of {options.exp}; "
-            "name another list with --test_list or --split"
+            f"run {options.exp} was trained on {known[0]}{others} of the test list; name another one with --test_list "
+            "or --split"
         )
     refuse_copies(files.repository_path(options.root_path), cases_of_training(state), cases)
     for case in cases:
