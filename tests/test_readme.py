@@ -52,6 +52,7 @@ def repository(phantom, raw_scans, challenge, tmp_path, monkeypatch) -> Path:
     for name in ("train", "test"):
         shutil.copy(scans / f"{name}.list", scans / f"dev_{name}.list")
     shutil.copytree(raw_scans, tmp_path / "raw")
+    shutil.copytree(README.parent / "model" / "pretrained", tmp_path / "model" / "pretrained")
     shutil.copytree(challenge, tmp_path / "raw" / "challenge")
     monkeypatch.setattr(files, "REPOSITORY", tmp_path)
     monkeypatch.chdir(tmp_path)
