@@ -36,15 +36,15 @@ def _stop(parser: argparse.ArgumentParser) -> None:
 
 def page() -> str:
     """The whole page."""
-    from methods import METHODS
+    from options.methods import FLAGS
     from options.parsing import training_parser
 
     sections = [INTRODUCTION]
     for command in COMMANDS:
         if command == "train":
-            parser = training_parser("", METHODS, "supervised")
+            parser = training_parser("", FLAGS, "supervised")
             sections.append(_section("train.py", parser))
-            sections += [_section(f"train.py --method {key}", _own(cls), cls.defaults) for key, cls in METHODS.items()]
+            sections += [_section(f"train.py --method {key}", _own(cls), cls.defaults) for key, cls in FLAGS.items()]
         else:
             sections.append(_section(f"{command}.py", parser_of(command)))
     return "\n".join(section for section in sections if section)
@@ -56,7 +56,7 @@ def _own(cls) -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(add_help=False)
     cls.add_arguments(parser)
-    if hasattr(cls, "consistency_weight"):
+    if cls.weighs_consistency:
         flags.add_consistency_options(parser)
     return parser
 

@@ -17,8 +17,8 @@ from inference.trained import load_networks
 from methods.base import Method, Turn
 from methods.dtml import DTML
 from runtime import runs
-from runtime.device import MIN_BF16_PATCH
 from runtime.distributed import Ranks
+from utils.constants import MIN_BF16_PATCH
 from utils.errors import InputError
 from utils.losses import dice_ce_loss
 from utils.schedules import learning_rate

@@ -16,6 +16,7 @@ LAYERS = (  # from the top; rooms of one line do not import each other
     "reproduce train_dtml test_LA predict prepare_LA prepare_scans make_phantom check_data",
     "paper",
     "train",
+    "training",
     "engine",
     "inference",
     "evaluation",
@@ -27,6 +28,7 @@ LAYERS = (  # from the top; rooms of one line do not import each other
     "networks",
     "utils",
 )
+COMMANDS = sorted({"train", *LAYERS[2].split()})
 LEVEL = {room: -depth for depth, layer in enumerate(LAYERS) for room in layer.split()}
 
 
@@ -59,7 +61,11 @@ def loaded(statements: str) -> set[str]:
     return set(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split())
 
 
-def test_predicting_loads_no_trainer_and_its_help_no_pytorch():
+def test_predicting_loads_no_trainer():
     whole = loaded("import predict, inference.segmenting")
     assert "torch" in whole and not whole & {"engine", "train", "tensorboard", "torch.utils.tensorboard"}
-    assert "torch" not in loaded("import predict\ntry: predict.main(['--help'])\nexcept SystemExit: pass")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_does_not_wait_for_pytorch(command):
+    assert "torch" not in loaded(f"import {command}\ntry: {command}.main(['--help'])\nexcept SystemExit: pass")

@@ -22,6 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train
 import train_dtml
 from dataloaders.batch import BatchStream
+from dataloaders.split import settle
 from dataloaders.store import CaseStore
 from engine import Engine
 from methods import METHODS
@@ -571,7 +572,7 @@ def test_resuming_with_other_settings_is_one_sentence(command, capsys):
     assert "--max_iterations 1" in refused(lambda: train.main([*shorter, "--resume", "--max_iterations", "1"]), capsys)
 
 
-def test_resuming_knows_the_method_of_the_run_and_a_larger_length(command):
+def test_resuming_knows_the_method_of_the_run_and_a_larger_length(command, capsys):
     base = command("--method", "ua_mt", "--max_iterations", "1")
     train.main(base)
     folder = Path(base[base.index("--model_path") + 1]) / "run"
@@ -581,6 +582,11 @@ def test_resuming_knows_the_method_of_the_run_and_a_larger_length(command):
     assert options["method"] == "ua_mt" and options["max_iterations"] == 2
     assert "sdm_k" not in options and "mc_passes" in options
     assert runs.load_checkpoint(folder / runs.LAST)["iteration"] == 2
+    assert "--ema_decay 0.5" in refused(lambda: train.main([*where, "--resume", "--ema_decay", "0.5"]), capsys)
+    (folder / runs.OPTIONS).unlink()
+    longer = ["--resume", "--max_iterations", "2"]
+    assert "--method" in refused(lambda: train.main([*where, *longer]), capsys)
+    assert train.main([*base, *longer]) == 0
 
 
 def test_the_published_command_does_not_resume_another_method(command, capsys):
@@ -627,7 +633,7 @@ def test_logged_losses_are_means_over_ranks(command, tmp_path, in_ranks):
     losses = []
     for rank in (0, 1):
         options = train.parse_options(command(*flags, exp="other"))
-        split = train.settle(options)
+        split = settle(options)
         runs.seed_everything(options.seed)
         engine = Engine(options, METHODS["supervised"](options), split, tmp_path, torch.device("cpu"))
         store = CaseStore(options, split.labeled, split.unlabeled)

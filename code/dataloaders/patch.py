@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from options.flags import MIN_PATCH
+from utils.constants import MIN_PATCH
 from utils.errors import InputError
 from utils.files import REPOSITORY, shown
 from utils.resample import Size

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from inference.trained import reported_output, trained_method
 from methods.base import Method
-from networks.base import MIN_PATCH
 from scans.preprocess import Preprocessing
+from utils.constants import MIN_PATCH
 from utils.errors import InputError
 
 PROB, SDM = "prob", "sdm"

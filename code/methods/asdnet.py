@@ -18,18 +18,16 @@ from torch import Tensor
 
 from dataloaders.batch import Batch
 from methods.base import ConsistencyMethod, Terms, Turn, require_unlabeled
-from networks.critics import CRITIC_LR, ConfidenceNet, critic_optimizer
-from options.types import at_least, between, positive
+from networks.critics import ConfidenceNet, critic_optimizer
+from options.methods import ASDNetFlags
 from utils.losses import attention_dice_loss, dice_ce_loss, dice_loss, foreground_logits, foreground_prob, masked_mean
 
 SEMI_START_FRACTION = 0.25  # of the training run; 1500 of 6000 iterations
 CRITIC_WIDTH = 2  # in units of the V-Net's: 32 filters beside 16, as published
 
 
-class ASDNet(ConsistencyMethod):
+class ASDNet(ASDNetFlags, ConsistencyMethod):
     """S: supervised + adv_weight BCE(D(S(x)), 1) + lambda(t) L_semi; D: BCE(D(Y), 1) + BCE(D(S(x)), 0)."""
-
-    defaults = {"consistency": 0.3}
 
     def __init__(self, options: Namespace):
         super().__init__(options)
@@ -94,34 +92,3 @@ class ASDNet(ConsistencyMethod):
 
     def predict(self, image: Tensor, outputs: Iterable[str] | None = None) -> dict[str, Tensor]:
         return {"seg": foreground_prob(self.network(image)["softmax"])}
-
-    @staticmethod
-    def add_arguments(group) -> None:
-        group.add_argument(
-            "--sup_loss",
-            choices=("ce_dice", "att_dice"),
-            default="ce_dice",
-            help="supervised loss: that of the other methods, or the paper's Dice with sample attention",
-        )
-        group.add_argument(
-            "--att_beta", type=at_least(0.0), default=2.0, help="exponent of the sample attention (att_dice)"
-        )
-        group.add_argument("--adv_weight", type=at_least(0.0), default=0.03, help="weight of the adversarial loss")
-        group.add_argument(
-            "--semi_loss",
-            choices=("dice", "nll"),
-            default="dice",
-            help="loss on confident voxels of unlabeled cases: the paper's Dice, or the log likelihood of the public "
-            "implementation",
-        )
-        group.add_argument(
-            "--gamma", type=between(0.0, 1.0), default=0.5, help="confidence above which a voxel is trusted"
-        )
-        group.add_argument(
-            "--semi_start",
-            type=at_least(0),
-            default=None,
-            help="iteration at which the loss on unlabeled cases, weighted by --consistency, sets in and its ramp "
-            "begins (default: 25 %% of the training run)",
-        )
-        group.add_argument("--critic_lr", type=positive, default=CRITIC_LR, help="constant Adam rate of the critic")

@@ -1,6 +1,7 @@
 """What a method is: a module that owns its networks, and nothing around them (no loader, loop, device, file).
 
-To add one, copy `supervised.py`, write the step, and add a line to `METHODS`.
+To add one, copy `supervised.py`, write the step, and add a line to `METHODS`. Its flags are declared in its
+`add_arguments`, or in options/methods.py, where --help finds them without PyTorch.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from dataloaders.batch import Batch
 from networks import NETWORKS, Network, VNet
 from networks.published import load_published
+from options.methods import ConsistencyFlags, MethodFlags
 from utils.errors import InputError
 from utils.schedules import STAIRS, rampup
 
@@ -39,13 +41,10 @@ class Turn:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
 
-class Method(nn.Module):
+class Method(MethodFlags, nn.Module):
     """Interface of all methods. Subclasses build their networks in `__init__` and read flags from `self.options`."""
 
-    uses_unlabeled: ClassVar[bool] = True
     outputs: ClassVar[tuple[str, ...]] = ("seg",)  # what `predict` can give, the reported one first
-    defaults: ClassVar[dict[str, Any]] = {}  # shared flags whose default differs for this method
-    presets: ClassVar[dict[str, dict[str, Any]]] = {}  # this method's own flags under a --preset
     sdm_empty: str | None = None  # rule (--sdm_empty) of the distance maps that a batch shall hold; None: no maps
 
     def __init__(self, options: Namespace):
@@ -53,10 +52,6 @@ class Method(nn.Module):
         self.options = options
         self.trained_iterations = options.max_iterations  # of the weights at hand; the engine and loading keep it true
         self.monitor: dict[str, float | Tensor] = {}  # numbers for a curve, never minimised
-
-    @staticmethod
-    def add_arguments(group) -> None:
-        """Declare the method's own flags; shared flags live in options/flags.py."""
 
     @classmethod
     def of_run(cls, options: Mapping[str, Any]) -> Self:
@@ -122,7 +117,7 @@ class Method(nn.Module):
         return {}
 
 
-class ConsistencyMethod(Method):
+class ConsistencyMethod(ConsistencyFlags, Method):
     """A method with one consistency weight: lambda(t) = --consistency x Gaussian ramp over its first iterations."""
 
     def __init__(self, options: Namespace):

@@ -17,21 +17,18 @@ import torch
 from torch import Tensor
 
 from dataloaders.batch import Batch
-from methods.arguments import add_teacher_arguments
 from methods.base import Terms
 from methods.mean_teacher import Maps, MeanTeacherMethod, mean_over_passes
 from networks import Network
-from options.types import at_least
+from options.methods import DoubleUncertaintyFlags
 from utils.errors import InputError
 from utils.losses import dice_ce_loss, entropy
 
 SEG, FEAT = "segmentation", "feature"  # the two distributions per voxel: over classes, over channels
 
 
-class DoubleUncertainty(MeanTeacherMethod):
+class DoubleUncertainty(DoubleUncertaintyFlags, MeanTeacherMethod):
     """Dice + CE on labeled cases, + lambda(t) (L over the classes + L over the channels)."""
-
-    defaults = {"consistency": 0.1, "cons_on": "all"}
 
     def __init__(self, options: Namespace):
         super().__init__(options)
@@ -67,13 +64,6 @@ class DoubleUncertainty(MeanTeacherMethod):
     @torch.no_grad()
     def _noisy_pass(self, image: Tensor) -> Maps:
         return _distributions(self.teacher.network, self.teacher.perturb(image))[1]
-
-    @staticmethod
-    def add_arguments(group) -> None:
-        add_teacher_arguments(group, monte_carlo=True)
-        group.add_argument(
-            "--unc_weight", type=at_least(0.0), default=1.0, help="weight b of the student's own uncertainty"
-        )
 
 
 def _distributions(network: Network, image: Tensor) -> tuple[Tensor, Maps]:

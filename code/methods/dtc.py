@@ -8,17 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataloaders.batch import Batch
-from methods.arguments import add_sdm_k_argument
 from methods.base import Terms
 from methods.dual_head import DualHeadMethod
+from options.methods import DTCFlags
 from utils.sdm import prob_from_sdm
 
 
-class DTC(DualHeadMethod):
+class DTC(DTCFlags, DualHeadMethod):
     """Dice + 0.3 MSE(SDM) on labeled cases, + lambda(t) MSE between the two masks on all cases."""
-
-    defaults = {"consistency": 1.0}
-    presets = {"hippocampus": {"sdm_k": 100.0, "sdm_weight": 1.0}}  # docs/results/hippocampus/preset.md
 
     def training_step(self, batch: Batch, iteration: int) -> Terms:
         heads = self.network(batch.image)  # (B, 1, W, H, D) each
@@ -32,8 +29,3 @@ class DTC(DualHeadMethod):
     def soft_mask(self, sdm: Tensor) -> Tensor:
         """sigmoid(-k z); the paper prints sigmoid(k z), which is negative inside: a slip of the sign."""
         return prob_from_sdm(sdm, self.options.sdm_k)
-
-    @staticmethod
-    def add_arguments(group) -> None:
-        DualHeadMethod.add_arguments(group)
-        add_sdm_k_argument(group)

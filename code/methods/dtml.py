@@ -12,25 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataloaders.batch import Batch
-from methods.arguments import add_sdm_head_argument, add_sdm_k_argument
 from methods.base import ConsistencyMethod, Terms
-from options.types import at_least
+from options.methods import DTMLFlags
 from utils.losses import dice_ce_loss, dice_loss
 from utils.schedules import geometric
 from utils.sdm import prob_from_sdm
 
 
-class DTML(ConsistencyMethod):
+class DTML(DTMLFlags, ConsistencyMethod):
     """M_s minimises L_seg + lambda L_con (Eq. 5), M_d minimises L_mask + lambda L_con (Eq. 6)."""
 
     outputs = ("seg", "sdm", "mean")
-    defaults = {"consistency": 1.0}
-    presets = {
-        "cpu": {"sdm_k": 100.0, "sdm_k_start": 10.0, "mask_loss": "dice+ce"},  # docs/results/cpu_preset.md
-        "hippocampus": {"sdm_k": 100.0, "sdm_k_start": 10.0, "mask_loss": "dice+ce"},
-        # docs/results/phantom.md
-        "demo": {"sdm_k": 100.0, "sdm_k_start": 10.0, "mask_loss": "dice+ce", "labeled_bs": 3, "rampup_share": 0.375},
-    }
 
     def __init__(self, options: Namespace):
         super().__init__(options)
@@ -83,30 +75,6 @@ class DTML(ConsistencyMethod):
     def courses(self) -> list[str]:
         first, last = self.steepness(0), self.steepness(self.options.max_iterations)
         return super().courses() + ([f"k from {first:g} to {last:g}"] if first != last else [])
-
-    @staticmethod
-    def add_arguments(group) -> None:
-        group.add_argument(
-            "--mask_loss",
-            choices=("dice", "dice+ce"),
-            default="dice",
-            help="form of L_mask: Dice (public implementation), or 0.5 (cross entropy + Dice) on the logits -k z",
-        )
-        add_sdm_k_argument(group)
-        group.add_argument(
-            "--sdm_k_start",
-            type=at_least(0.0),
-            default=0.0,
-            help="steepness at the first iteration, growing geometrically to --sdm_k at the last one; 0 is --sdm_k "
-            "throughout, as in the paper. A low start gives every voxel a gradient while M_d is still far off",
-        )
-        group.add_argument(
-            "--con_scale",
-            type=at_least(0.0),
-            default=1.0,
-            help="factor on L_con; 2 restores the public implementation, which back-propagates it twice",
-        )
-        add_sdm_head_argument(group)
 
 
 def existing(terms: dict[str, Tensor | None]) -> Terms:

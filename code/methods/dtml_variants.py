@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataloaders.batch import Batch
-from methods.arguments import add_sdm_empty_argument
 from methods.base import Terms
 from methods.dtml import DTML, existing
 from networks import Network
+from options.methods import DTMLVariantsFlags
 from utils.losses import dice_ce_loss
 
 
-class DTMLVariants(DTML):
+class DTMLVariants(DTMLVariantsFlags, DTML):
     """DTML as `--method dtml` runs it: the algorithm of `dtml.py`, unless a flag asks for a row of a table."""
 
     def __init__(self, options: Namespace):
@@ -52,20 +52,3 @@ class DTMLVariants(DTML):
 
     def courses(self) -> list[str]:
         return super().courses() if self.options.branch == "both" else []
-
-    @staticmethod
-    def add_arguments(group) -> None:
-        group.add_argument(
-            "--branch",
-            choices=("both", "seg", "sdm"),
-            default="both",
-            help="networks to train: both (DTML), M_s only, or M_d only (Table 2; without L_con)",
-        )
-        group.add_argument(
-            "--sdm_supervision",
-            choices=("mask", "sdm", "both"),
-            default="mask",
-            help="supervision of M_d: L_mask on the soft mask, L_dis on the distance map, or both (Table 1)",
-        )
-        DTML.add_arguments(group)
-        add_sdm_empty_argument(group)

@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataloaders.batch import Batch
-from methods.arguments import add_sdm_empty_argument, add_sdm_head_argument
 from methods.base import ConsistencyMethod, Terms
-from options.types import at_least
+from options.methods import DualHeadFlags
+from utils.constants import SDM_STEEPNESS
 from utils.losses import dice_loss
-from utils.sdm import SDM_STEEPNESS, prob_from_sdm
+from utils.sdm import prob_from_sdm
 
 
-class DualHeadMethod(ConsistencyMethod):
+class DualHeadMethod(DualHeadFlags, ConsistencyMethod):
     """A V-Net with a segmentation and an SDM head, and the supervision of both; methods add the rest."""
 
     outputs = ("seg", "sdm")
@@ -42,14 +42,3 @@ class DualHeadMethod(ConsistencyMethod):
 
     def signed_maps(self, image: Tensor) -> dict[str, Tensor]:
         return self.network(image, ("sdm",))
-
-    @staticmethod
-    def add_arguments(group) -> None:
-        group.add_argument(
-            "--sdm_weight",
-            type=at_least(0.0),
-            default=0.3,
-            help="weight of the SDM regression (--beta of the public implementations)",
-        )
-        add_sdm_empty_argument(group)
-        add_sdm_head_argument(group)

@@ -16,18 +16,15 @@ from torch import Tensor, nn
 from dataloaders.batch import Batch
 from methods.base import Terms, Turn, require_unlabeled
 from methods.dual_head import DualHeadMethod
-from networks.critics import CRITIC_LR, SDMCritic, critic_optimizer
-from options.types import at_least, positive
+from networks.critics import SDMCritic, critic_optimizer
+from options.methods import SASSNetFlags
 
 UNLABELED, LABELED = 0, 1  # classes of the critic
 CRITIC_WIDTH = 4  # in units of the V-Net's: 64 filters beside 16, as published
 
 
-class SASSNet(DualHeadMethod):
+class SASSNet(SASSNetFlags, DualHeadMethod):
     """G: Dice + 0.3 MSE(SDM) on labeled cases + beta(t) CE(D(map of unlabeled), labeled); then D: CE on all cases."""
-
-    defaults = {"consistency": 0.01}
-    presets = {"hippocampus": {"sdm_weight": 1.0}}  # docs/results/hippocampus/preset.md
 
     def __init__(self, options: Namespace):
         super().__init__(options)
@@ -63,20 +60,6 @@ class SASSNet(DualHeadMethod):
             Turn("segmenter", self.training_step, self.make_optimizer(self.network.parameters())),
             Turn("critic", self.critic_step, optimizer, scheduled=False),
         ]
-
-    @staticmethod
-    def add_arguments(group) -> None:
-        DualHeadMethod.add_arguments(group)
-        # One weight with the shared ramp, which has a name of its own in this method's paper.
-        group.add_argument(
-            "--adv_weight",
-            dest="consistency",
-            type=at_least(0.0),
-            metavar="WEIGHT",
-            help="final weight of the adversarial loss, the same as --consistency: 0.01 is the public implementation's "
-            "for 16 labels (0.015 for 8, and 0.001 in the paper) (default: 0.01)",
-        )
-        group.add_argument("--critic_lr", type=positive, default=CRITIC_LR, help="constant Adam rate of the critic")
 
 
 def critic_target(batch: Batch) -> Tensor:

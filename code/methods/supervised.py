@@ -7,13 +7,12 @@ from torch import Tensor
 
 from dataloaders.batch import Batch
 from methods.base import Method, Terms
+from options.methods import SupervisedFlags
 from utils.losses import dice_ce_loss, foreground_prob
 
 
-class Supervised(Method):
+class Supervised(SupervisedFlags, Method):
     """0.5 (cross entropy + Dice) on labeled crops; the whole batch is labeled. Two-class softmax as in UA-MT."""
-
-    uses_unlabeled = False
 
     def __init__(self, options: Namespace):
         super().__init__(options)

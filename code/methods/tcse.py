@@ -15,21 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataloaders.batch import Batch
-from methods.arguments import add_teacher_arguments
 from methods.base import Terms
 from methods.mean_teacher import MeanTeacherMethod
-from options.types import share
+from options.methods import TCSEFlags
 from utils.losses import dice_ce_loss, foreground_prob, masked_mean
 
-KINDS = ("zoom", "turns", "flips")  # the fields of Transformation
 PLANE = (1, 2)  # in-plane axes of (C, W, H, D)
 SLACK = 1e-5  # of half the field of view: rounding at its border
 
 
-class TCSE(MeanTeacherMethod):
+class TCSE(TCSEFlags, MeanTeacherMethod):
     """Dice + CE on labeled cases, + lambda(t) squared disagreement under transformations."""
-
-    defaults = {"consistency": 0.1, "cons_on": "all"}
 
     def training_step(self, batch: Batch, iteration: int) -> Terms:
         logits = self.student(batch.image)["softmax"]  # (B, 2, W, H, D)
@@ -51,14 +47,6 @@ class TCSE(MeanTeacherMethod):
         prob = foreground_prob(self.teacher.network(self.teacher.perturb(transformed))["softmax"])
         targets, valid = zip(*(pi.undo(crop) for pi, crop in zip(pis, prob, strict=True)), strict=True)
         return torch.stack(targets), torch.stack(valid)
-
-    @staticmethod
-    def add_arguments(group) -> None:
-        add_teacher_arguments(group)
-        group.add_argument(
-            "--pi", nargs="*", choices=KINDS, default=list(KINDS), help="kinds of transformation; none: noise only"
-        )
-        group.add_argument("--pi_zoom", type=share, default=0.1, help="zoom by a factor in [1 - z, 1 + z], in-plane")
 
 
 @dataclass(frozen=True)

@@ -11,19 +11,17 @@ import torch
 from torch import Tensor
 
 from dataloaders.batch import Batch
-from methods.arguments import add_teacher_arguments
 from methods.base import Terms
 from methods.mean_teacher import Maps, MeanTeacherMethod, mean_over_passes
+from options.methods import UAMTFlags
 from utils.losses import binary_entropy, dice_ce_loss, foreground_prob, masked_mean
 from utils.schedules import rampup
 
 NORMALISERS = {"code": 1.0, "paper": 2.0}  # see --uamt_norm
 
 
-class UAMT(MeanTeacherMethod):
+class UAMT(UAMTFlags, MeanTeacherMethod):
     """Dice + CE on labeled cases, + lambda(t) squared disagreement where the teacher is certain."""
-
-    defaults = {"consistency": 0.1, "cons_on": "unlabeled"}
 
     def training_step(self, batch: Batch, iteration: int) -> Terms:
         logits = self.student(batch.image)["softmax"]  # (B, 2, W, H, D)
@@ -51,16 +49,6 @@ class UAMT(MeanTeacherMethod):
         length = self.options.max_iterations
         first, last = (uncertainty_threshold(iteration, length) for iteration in (0, length))
         return [*super().courses(), f"uncertainty threshold from {first:.3f} to {last:.3f}"]
-
-    @staticmethod
-    def add_arguments(group) -> None:
-        add_teacher_arguments(group, monte_carlo=True)
-        group.add_argument(
-            "--uamt_norm",
-            choices=tuple(NORMALISERS),
-            default="code",
-            help="consistency per certain voxel: mean over the two classes (public implementation), or sum (paper)",
-        )
 
 
 def uncertainty_threshold(iteration: int, iterations: int) -> float:

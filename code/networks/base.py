@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from utils.constants import GROUPS
+
 HEAD_CHANNELS = {"seg": 1, "sdm": 1, "softmax": 2}
-MIN_PATCH = 32  # below this the deepest feature map has one voxel per axis and batch norm degenerates
-SDM_HEADS = ("conv", "block")  # before the tanh: a 1x1x1 convolution alone, or with a 3x3x3 block before it
-GROUPS = 8  # channels are always multiples of 8 from width 8 on
 
 
 class Network(nn.Module):

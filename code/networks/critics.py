@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SLOPE = 0.2  # of the leaky ReLU, as in both public implementations
-CRITIC_LR = 1e-4  # Adam, as in both public implementations; not decayed
 CRITIC_BETAS = (0.9, 0.99)  # SASSNet's public implementation
 
 

@@ -8,13 +8,14 @@ from typing import Any
 
 from options.presets import COMPAT, PRESETS
 from options.types import PathHere, PathsHere, at_least, between, positive, share
+from utils.constants import MIN_PATCH
 from utils.files import REPOSITORY, repository_path
 from utils.schedules import RAMP_UNIT
 
 OFFICIAL = REPOSITORY / "data" / "LA"  # where the official lists are, whatever --root_path holds
 LISTS = ("train.list", "test.list")  # in a data folder; those of another --split have its name before theirs
 PAPER_ITERATIONS = 6000  # what schedule lengths are fractions of
-MIN_PATCH, NETWORKS = 32, ("vnet", "residual_unet")  # those of networks, which need PyTorch
+NETWORKS = ("vnet", "residual_unet")  # the keys of networks.NETWORKS, which needs PyTorch
 MAX_SEED = 2**63 - 1  # what PyTorch takes
 COMMON = (  # what --help of a training run shows; --help_all shows the rest
     "method preset root_path labelnum exp resume overwrite max_iterations batch_size labeled_bs base_lr patch_size "

@@ -4,9 +4,10 @@ import argparse
 import difflib
 import re
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from options.methods import methods_with
 from options.types import Number
 from utils.errors import InputError
 
@@ -33,8 +34,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 class Parser(ArgumentParser):
     """An `ArgumentParser` that knows which flags were given and raises `InputError`.
 
-    With `common` flags, --help shows these alone and --help_all every one. `owners` says whose flag it is that this
-    command does not have: a sentence, or an empty string.
+    With `common` flags, --help shows these alone and --help_all every one.
     """
 
     def __init__(
@@ -42,12 +42,11 @@ class Parser(ArgumentParser):
         *args: Any,
         common: Sequence[str] = (),
         example: str = "",
-        owners: Callable[[str], str] = lambda flag: "",
         **kwargs: Any,
     ):
         kwargs = {"formatter_class": HelpFormatter, "allow_abbrev": False} | kwargs
         super().__init__(*args, epilog=f"example: {example}" if example else None, **kwargs)
-        self.common, self.owners = common, owners
+        self.common = common
         if common:
             self.add_argument("--help_all", action=_HelpAll, nargs=0, help="show every flag and exit")
 
@@ -102,9 +101,10 @@ class Parser(ArgumentParser):
 
     def _explained(self, unknown: Sequence[str]) -> str:
         flag = next((word for word in unknown if word.startswith("-")), unknown[0]).partition("=")[0]
-        if owner := self.owners(flag):
-            return f"{flag} {owner}"
         known = [name for action in self._actions for name in action.option_strings]
+        if having := methods_with(flag):
+            command = "" if "--method" in known else "train.py "
+            return f"{flag} is a flag of {command}--method {' or '.join(having)}"
         similar = difflib.get_close_matches(flag, known, n=1)
         return f"unknown flag {flag}" + (f"; did you mean {similar[0]}?" if similar else "")
 

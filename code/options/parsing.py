@@ -5,18 +5,18 @@ A flag that is given > --compat > the method's own preset > --preset > the metho
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from options import flags
+from options.methods import MethodFlags, flags_of_method
 from options.parser import Parser
 from options.presets import COMPAT, PRESETS, cpu_has_bf16
+from utils.constants import GROUPS, MIN_BF16_PATCH
 from utils.errors import InputError
 from utils.schedules import RAMP_UNIT
 
 LR_STEP_FRACTION = 2500 / flags.PAPER_ITERATIONS
 SAVE_FRACTION = 1000 / flags.PAPER_ITERATIONS
-GROUPS, MIN_BF16_PATCH = 8, 48  # those of networks and runtime.device, which need PyTorch
 
 OF_THE_MACHINE = ("device", "gpu", "compile", "model_path")  # what a test or a prediction does not take from training
 
@@ -76,7 +76,7 @@ def _require(options: Namespace, name: str, holds: bool, rule: str) -> None:
 
 
 def parse_training(
-    argv: Sequence[str] | None, description: str, methods: Mapping[str, Any], method: str | None = None
+    argv: Sequence[str] | None, description: str, methods: Mapping[str, type[MethodFlags]], method: str | None = None
 ) -> tuple[Namespace, set[str]]:
     """The options of a training run, and the names of the flags that were given.
 
@@ -107,14 +107,15 @@ def parse_training(
     return resolve(options, cls.uses_unlabeled), names
 
 
-def training_parser(description: str, methods: Mapping[str, Any], method: str, choose: bool = True) -> Parser:
+def training_parser(
+    description: str, methods: Mapping[str, type[MethodFlags]], method: str, choose: bool = True
+) -> Parser:
     """The flags of a training run by one method; `choose` adds --method."""
     parser = Parser(
         usage="%(prog)s [flags]",
         description=description,
         common=(*flags.COMMON, *(flag.removeprefix("--") for flag in flags_of_method(methods[method]))),
         example=f"python code/train{f'.py --method {method}' if choose else '_dtml.py'} {flags.TRAINING_EXAMPLE}",
-        owners=partial(_owners, methods),
     )
     if choose:
         parser.add_argument("--method", choices=tuple(methods), default="dtml", help="what to train")
@@ -124,24 +125,12 @@ def training_parser(description: str, methods: Mapping[str, Any], method: str, c
     flags.add_run_options(parser)
     flags.add_training_options(parser)
     methods[method].add_arguments(parser.add_argument_group(f"method {method}"))
-    if hasattr(methods[method], "consistency_weight"):
+    if methods[method].weighs_consistency:
         flags.add_consistency_options(parser)
     flags.add_augmentation_options(parser)
     flags.add_device_options(parser)
     flags.add_inference_options(parser)
     return parser
-
-
-def flags_of_method(cls: Any) -> list[str]:
-    """The flags that a method declares itself."""
-    parser = ArgumentParser(add_help=False)
-    cls.add_arguments(parser)
-    return [name for action in parser._actions for name in action.option_strings]
-
-
-def _owners(methods: Mapping[str, Any], flag: str) -> str:
-    having = [key for key, cls in methods.items() if flag in flags_of_method(cls)]
-    return f"is a flag of --method {' and '.join(having)}" if having else ""
 
 
 def _fit_preset(options: Namespace, given: set[str], uses_unlabeled: bool) -> None:

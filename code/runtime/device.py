@@ -15,12 +15,12 @@ from torch import nn
 from networks import Network
 from networks.layers import accelerate
 from runtime.distributed import ALONE, Ranks
+from utils.constants import MIN_BF16_PATCH
 from utils.errors import InputError
 from utils.machine import available_cores
 
 AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 BF16_CAPABILITY = 8, 0  # compute capability of GPUs (Ampere) from which on they multiply bfloat16
-MIN_BF16_PATCH = 48  # at 32, oneDNN 3.12 returns garbage for 3x3x3 convolutions of the 2x2x2 map, in any layout
 CPU_OUT_OF_MEMORY = "can't allocate memory"  # within a RuntimeError of PyTorch
 MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_MAX = -1, -4  # names of glibc's mallopt, from malloc.h
 CUBLAS_WORKSPACE = ":4096:8"  # what cuBLAS needs to be deterministic, from its manual

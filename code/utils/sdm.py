@@ -4,9 +4,7 @@ import edt
 import numpy as np
 import torch
 
-# k of DTML's Eq. 2: "as large as possible" in the papers of DTC and DTML, this value in their public implementations.
-SDM_STEEPNESS = 1500.0
-EMPTY_RULES = ("sign", "zeros")
+from utils.constants import SDM_EMPTY_RULES
 
 
 def signed_distance(mask: np.ndarray, empty: str = "sign") -> np.ndarray:
@@ -25,8 +23,8 @@ def signed_distance(mask: np.ndarray, empty: str = "sign") -> np.ndarray:
     Returns: (W, H, D), float32 in [-1, 1]; -1 everywhere for a full crop under both rules, since the public
         implementations divide 0 by 0 there.
     """
-    if empty not in EMPTY_RULES:
-        raise ValueError(f"empty must be one of {EMPTY_RULES}, not {empty!r}")
+    if empty not in SDM_EMPTY_RULES:
+        raise ValueError(f"empty must be one of {SDM_EMPTY_RULES}, not {empty!r}")
     mask = np.asarray(mask)
     if mask.ndim != 3:
         raise ValueError(f"mask must be a volume (W, H, D), not of shape {mask.shape}")

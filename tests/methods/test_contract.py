@@ -25,7 +25,8 @@ from inference.trained import load_networks
 from methods import METHODS
 from networks import NETWORKS, Network
 from runtime import runs
-from runtime.device import MIN_BF16_PATCH, memory_format
+from runtime.device import memory_format
+from utils.constants import MIN_BF16_PATCH
 from utils.errors import InputError
 
 CPU, META = torch.device("cpu"), torch.device("meta")

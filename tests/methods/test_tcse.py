@@ -6,8 +6,9 @@ import torch
 from scipy import ndimage
 from torch import nn
 
-from methods.tcse import KINDS, Transformation, draw_transformation
+from methods.tcse import Transformation, draw_transformation
 from networks.ema import update_ema
+from options.methods import TCSE_KINDS
 from utils.errors import InputError
 
 ITERATION = 150  # of 200
@@ -63,7 +64,7 @@ def test_a_zoomed_ramp_comes_back_wherever_it_is_known(turns, flips, zoom):
 
 def test_draws_reach_all_eight_symmetries_and_the_whole_range_of_zooms():
     torch.manual_seed(0)
-    pis = [draw_transformation(torch.Size((1, 32, 32, 32)), KINDS, 0.1) for _ in range(300)]
+    pis = [draw_transformation(torch.Size((1, 32, 32, 32)), TCSE_KINDS, 0.1) for _ in range(300)]
     marked = torch.arange(4.0).view(1, 2, 2, 1)
     images = {tuple(Transformation(1.0, pi.turns, pi.flips).apply(marked).flatten().tolist()) for pi in pis}
     assert len(images) == 8
@@ -74,7 +75,7 @@ def test_draws_reach_all_eight_symmetries_and_the_whole_range_of_zooms():
 
 def test_kinds_can_be_left_out_and_oblong_planes_keep_their_shape():
     torch.manual_seed(0)
-    oblong = [draw_transformation(torch.Size((1, 48, 32, 32)), KINDS, 0.1) for _ in range(50)]
+    oblong = [draw_transformation(torch.Size((1, 48, 32, 32)), TCSE_KINDS, 0.1) for _ in range(50)]
     assert {pi.turns for pi in oblong} == {0, 2}
     assert all(pi.apply(torch.rand(1, 48, 32, 4)).shape == (1, 48, 32, 4) for pi in oblong[:5])
     assert draw_transformation(torch.Size((1, 32, 32, 32)), (), 0.1) == Transformation()

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from networks.base import MIN_PATCH
 from networks.vnet import VNet
+from utils.constants import MIN_PATCH
 
 TRUNK = 9_448_832  # at width 16, without heads; the public vnet.py with two classes has 34 more
 

@@ -5,10 +5,10 @@ from argparse import Namespace
 import pytest
 
 import test_LA
-from methods import METHODS
 from options import flags, parsing
 from options.flags import PAPER_ITERATIONS
-from options.parsing import GROUPS, MIN_BF16_PATCH, flags_of_method, parse_training
+from options.methods import FLAGS, flags_of_method
+from options.parsing import parse_training
 from options.presets import PRESETS
 from train import parse_options
 from utils.errors import InputError
@@ -37,9 +37,9 @@ def test_a_supervised_batch_is_all_labeled():
 
 
 def test_a_methods_default_wins_over_the_shared_one(monkeypatch):
-    assert METHODS["dtml"].defaults["consistency"] == 1.0 == parse("--method", "dtml").consistency
+    assert FLAGS["dtml"].defaults["consistency"] == 1.0 == parse("--method", "dtml").consistency
     assert parse("--method", "ua_mt").consistency == 0.1
-    monkeypatch.setattr(METHODS["ua_mt"], "defaults", {"consistency": 0.7})
+    monkeypatch.setattr(FLAGS["ua_mt"], "defaults", {"consistency": 0.7})
     assert parse("--method", "ua_mt").consistency == 0.7
 
 
@@ -50,7 +50,7 @@ def test_a_preset_wins_over_the_methods_default(monkeypatch):
 
 
 def test_a_methods_own_preset_wins_over_the_shared_one(monkeypatch):
-    monkeypatch.setattr(METHODS["dtml"], "presets", {"demo": {"n_filters": 3, "sdm_k": 7.0}})
+    monkeypatch.setattr(FLAGS["dtml"], "presets", {"demo": {"n_filters": 3, "sdm_k": 7.0}})
     options = parse("--preset", "demo")
     assert (options.n_filters, options.sdm_k) == (3, 7.0)
     assert parse("--preset", "demo", "--method", "supervised").n_filters == PRESETS["demo"]["n_filters"]
@@ -59,7 +59,7 @@ def test_a_methods_own_preset_wins_over_the_shared_one(monkeypatch):
 
 def test_compat_wins_over_presets(monkeypatch):
     monkeypatch.setitem(PRESETS, "demo", PRESETS["demo"] | {"flip": "random", "ramp": "smooth"})
-    monkeypatch.setattr(METHODS["dtml"], "presets", {"demo": {"ramp": "smooth"}})
+    monkeypatch.setattr(FLAGS["dtml"], "presets", {"demo": {"ramp": "smooth"}})
     options = parse("--preset", "demo", "--compat", "public")
     assert (options.flip, options.ramp) == ("always", "stairs")
 
@@ -74,7 +74,7 @@ def test_a_given_flag_wins_over_everything():
 
 def test_which_flags_were_given_is_known():
     def given(*argv: str, method: str | None = None) -> set[str]:
-        return parse_training(argv, "", METHODS, method)[1]
+        return parse_training(argv, "", FLAGS, method)[1]
 
     argv = ("--seed", "3", "--patch_size", "32", "32", "48", "--deterministic", "--preset", "cpu")
     assert given(*argv) == {"seed", "patch_size", "deterministic", "preset"}
@@ -129,7 +129,7 @@ def test_a_presets_precision_is_for_the_presets_patch(monkeypatch):
     ],
 )
 def test_a_presets_labeled_part_is_of_the_presets_batch(monkeypatch, argv, labeled):
-    monkeypatch.setattr(METHODS["dtml"], "presets", {"demo": {"labeled_bs": 3}})
+    monkeypatch.setattr(FLAGS["dtml"], "presets", {"demo": {"labeled_bs": 3}})
     assert parse("--preset", "demo", *argv.split()).labeled_bs == labeled
 
 
@@ -201,7 +201,7 @@ def test_widths_that_work_pass(norm):
     parse(*norm.split())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", FLAGS)
 def test_a_flag_of_another_method_names_that_method(method):
     foreign, owner = ("--ema_decay", "ua_mt") if "--ema_decay" not in own_flags(method) else ("--sdm_k", "dtml")
     sentence = refusal("--method", method, foreign, "0.5")
@@ -209,7 +209,7 @@ def test_a_flag_of_another_method_names_that_method(method):
 
 
 def own_flags(method: str) -> list[str]:
-    return flags_of_method(METHODS[method])
+    return flags_of_method(FLAGS[method])
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_tests_refuse_numbers_without_a_meaning_too():
         test_LA.parse_options(["--exp", "a", "--stride_xy", "0"], "a", trained)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", FLAGS)
 def test_the_short_help_shows_common_flags_and_the_whole_one_all(method, capsys):
     texts = []
     for flag in ("--help", "--help_all"):
@@ -253,9 +253,7 @@ def test_the_short_help_shows_common_flags_and_the_whole_one_all(method, capsys)
     assert all(flag in short for flag in own_flags(method))
 
 
-def test_constants_are_those_of_the_rooms_that_need_pytorch():
-    import networks.base
-    from runtime import device
+def test_networks_are_those_of_the_room_that_needs_pytorch():
+    from networks import NETWORKS
 
-    assert (flags.MIN_PATCH, flags.NETWORKS) == (networks.base.MIN_PATCH, tuple(networks.NETWORKS))
-    assert (GROUPS, MIN_BF16_PATCH) == (networks.base.GROUPS, device.MIN_BF16_PATCH)
+    assert flags.NETWORKS == tuple(NETWORKS)

@@ -9,6 +9,7 @@ import pytest
 from inference.trained import reported_output
 from methods import METHODS
 from options import presets
+from options.methods import FLAGS
 from options.presets import COMPAT, PRESETS, cpu_has_bf16
 from train import parse_options
 
@@ -59,7 +60,7 @@ def test_every_entry_of_a_preset_is_a_flag():
     everywhere = set().union(*(vars(parse("--method", method)) for method in METHODS))
     for name, group in (PRESETS | COMPAT).items():
         assert group.keys() <= everywhere, name
-    for method, cls in METHODS.items():
+    for method, cls in FLAGS.items():
         own = vars(parse("--method", method)).keys()
         assert cls.defaults.keys() <= own, method
         assert set(cls.presets) <= set(PRESETS), method

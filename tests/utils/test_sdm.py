@@ -6,7 +6,8 @@ import torch
 from scipy import ndimage
 from skimage.segmentation import find_boundaries
 
-from utils.sdm import SDM_STEEPNESS, prob_from_sdm, signed_distance, signed_distance_batch
+from utils.constants import SDM_STEEPNESS
+from utils.sdm import prob_from_sdm, signed_distance, signed_distance_batch
 
 SHAPE = (20, 16, 12)
 
