@@ -1,0 +1,75 @@
+"""The contract on a GPU: `pytest -m gpu` tells the owner of one in minutes whether everything runs on it."""
+
+import pytest
+import torch
+
+import predict
+import test_LA
+import train
+from methods import METHODS
+from networks import Network
+from runtime import runs
+from runtime.device import BF16_CAPABILITY, memory_format
+
+pytestmark = pytest.mark.gpu
+DEVICE = "cuda"
+AMPS = {"off": 1e-3, "bf16": 0.1, "fp16": 0.02}  # and how far a loss may be from the CPU's in float32, relative
+SOFT = {name: ("--sdm_k", "5") for name in ("dtml", "dtc")}  # k = 1500 turns rounding into another mask
+COMPILED = ("supervised", "dtml")  # each costs the compiler a minute
+
+
+@pytest.fixture(autouse=True)
+def gpu(request):
+    if not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    amp = getattr(request.node, "callspec", None) and request.node.callspec.params.get("amp")
+    if amp == "bf16" and torch.cuda.get_device_capability() < BF16_CAPABILITY:
+        pytest.skip("this GPU has no bfloat16")
+
+
+def first_loss(values) -> float:
+    """The supervised term of the segmentation: no noise, no teacher."""
+    return next(float(value) for name, value in values.items() if name.startswith("loss/"))
+
+
+@pytest.mark.parametrize("amp", AMPS)
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_is_that_of_the_cpu(build_engine, make_batch, name, amp):
+    losses, flags = [], ("--batch_size", "2", "--dropout", "0", *SOFT.get(name, ()))
+    batch = make_batch(1, 1, size=48) if METHODS[name].uses_unlabeled else make_batch(2, 0, size=48)
+    for where, precision in (("cpu", "off"), (DEVICE, amp)):
+        engine = build_engine(name, *flags, "--amp", precision, device=where)
+        layout = memory_format(engine.device, precision)
+        values = engine.step(batch.to(engine.device, layout))
+        losses.append(first_loss(values))
+        assert all(torch.isfinite(torch.as_tensor(value)) for value in values.values())
+        for network in (module for module in engine.method.modules() if isinstance(module, Network)):
+            assert network.encoder[1][0].weight.is_contiguous(memory_format=layout)
+        assert all(p.device.type == where and p.isfinite().all() for p in engine.method.parameters())
+    assert losses[1] == pytest.approx(losses[0], rel=AMPS[amp])
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_compiled_step_is_the_plain_one(build_engine, make_batch, name):
+    batch, losses = make_batch(1, 1) if METHODS[name].uses_unlabeled else make_batch(2, 0), []
+    for flags in ((), ("--compile",)):
+        engine = build_engine(name, "--batch_size", "2", "--dropout", "0", *SOFT.get(name, ()), *flags, device=DEVICE)
+        losses.append([first_loss(engine.step(batch.to(engine.device))) for _ in range(2)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("amp", AMPS)
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_trains_resumes_is_tested_and_predicts(name, amp, phantom, raw_scans, tmp_path):
+    where = ["--exp", "run", "--model_path", str(tmp_path / "model"), "--device", DEVICE]
+    small = "--preset demo --patch_size 32 32 32 --n_filters 8 --batch_size 2 --labelnum 2 --image_every 2".split()
+    training = ["--method", name, *small, *where, "--root_path", str(phantom), "--amp", amp]
+    assert train.main([*training, "--max_iterations", "2"]) == 0
+    assert train.main([*training, "--max_iterations", "3", "--resume"]) == 0
+    state = runs.load_checkpoint(tmp_path / "model" / "run" / runs.LAST)
+    assert state["iteration"] == 3 and state["machine"]["gpu"]
+    assert test_LA.main([*where, "--skip", "figures"]) == 0
+    assert (tmp_path / "model" / "run" / runs.METRICS_CSV).exists()
+    scan, masks = raw_scans / "images" / "scan0.nii.gz", tmp_path / "masks"
+    assert predict.main([*where, "--input", str(scan), "--output", str(masks), "--save", "prob"]) == 0
+    assert list(masks.glob("scan0*prob*"))
