@@ -33,6 +33,7 @@ def facts(system: TestedRun) -> dict[str, str]:
     head, post = system.kind
     trained = content.get("trained_on") or {}
     return {
+        "run": _text(system.options.get("exp")),
         "data folder": _text(data.get("folder")),
         "training list": _text(data.get("train_list")),
         "test list": _text(data.get("test_list")),

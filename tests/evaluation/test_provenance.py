@@ -21,8 +21,9 @@ def a_run(**content) -> TestedRun:
 @pytest.mark.parametrize("official", [True, False])
 def test_only_the_lists_of_the_challenge_are_said_to_be_its(official):
     data = {"folder": "/d", "train_list": "/d/a.list", "test_list": "/d/b.list", "official": official}
-    run = a_run(data=data, options={"split": "official", "test_list": "/d/b.list", "base_lr": 0.1})
+    run = a_run(data=data, options={"split": "official", "test_list": "/d/b.list", "base_lr": 0.1, "exp": "a_s1"})
     said = facts(run)
+    assert said["run"] == "a_s1"
     assert ("challenge" in said["lists"]) is official
     assert (said["data folder"], said["training list"], said["test list"]) == ("/d", "/d/a.list", "/d/b.list")
     assert options(run) == {"--base_lr": "0.1"}  # --split has no say where lists are given
