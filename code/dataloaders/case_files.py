@@ -9,6 +9,7 @@ fixes it.
 import glob
 import hashlib
 import io
+import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ SPACING_KEY = "spacing_mm"
 ORIGIN_KEY = "origin_mm"
 DIRECTION_KEY = "direction"
 VOXELS_KEY = "voxels"  # SHA-256 of the raw scan's values: equal for one scan under two ids
+ROUNDING = 1e-3  # by which stored label values may miss whole numbers
 DEST = "--dest"  # the flag by which scripts that write a data folder name it
 SPACING_MM = (0.625, 0.625, 0.625)  # of the 2018 Atrial Segmentation Challenge; its files do not carry it
 
@@ -113,7 +115,7 @@ def read_crop(root: Path, case: str, key: str, start: Sequence[int], size: Seque
         # h5py would silently shorten such a slice
         if any(a < 0 or b > n or b <= a for a, b, n in zip(start, stop, data.shape, strict=True)):
             raise ValueError(f"crop from {tuple(start)} to {tuple(stop)} leaves the volume {data.shape}")
-        return data[tuple(map(slice, start, stop))].astype(_DTYPES[key])
+        return _whole(data[tuple(map(slice, start, stop))], key).astype(_DTYPES[key])
 
 
 def read_shape(root: Path, case: str) -> tuple[int, int, int]:
@@ -254,6 +256,10 @@ def _opened(root: Path, case: str) -> Iterator[h5py.File]:
                 f"{path} is locked: another process writes it, or its file system has no locks; wait for that process, "
                 "or set HDF5_USE_FILE_LOCKING=FALSE"
             ) from error
+        if getattr(error, "errno", None):  # of the system, not of the library
+            raise InputError(
+                f"{path} cannot be read: {os.strerror(error.errno)}; see its rights and its disk"
+            ) from error
         raise InputError(f"{path} is damaged or no HDF5 file ({reason}); write the case again") from error
 
 
@@ -298,12 +304,19 @@ def _load(root: Path, case: str, key: str) -> tuple[np.ndarray | None, list[str]
     try:
         with _opened(root, case) as file:
             image_shape = _dataset(file, IMAGE_KEY).shape  # a label without an image is of no use
-            values = _dataset(file, key)[()]
+            values = _whole(_dataset(file, key)[()], key)
     except InputError as error:
         return None, [str(error)]
     where = f"{case_path(root, case)}: '{key}'"
     faults = _image_faults(where, values) if key == IMAGE_KEY else _label_faults(where, values, image_shape)
     return (None if faults else values.astype(_DTYPES[key])), faults
+
+
+def _whole(values: np.ndarray, key: str) -> np.ndarray:
+    """Label values that miss whole numbers by rounding alone, as these numbers; all others as they are."""
+    if key == IMAGE_KEY or values.dtype.kind != "f":
+        return values
+    return np.where(np.abs(values - np.round(values)) <= ROUNDING, np.round(values), values)
 
 
 def _image_faults(where: str, image: np.ndarray) -> list[str]:

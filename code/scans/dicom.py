@@ -17,11 +17,12 @@ import SimpleITK as sitk
 from utils.errors import InputError
 from utils.nifti import RAS_FROM_LPS
 
+SERIES = "SeriesInstanceUID"  # of every DICOM file but a DICOMDIR
 STEP_TOLERANCE = 0.05  # part of a step by which slices may lie off: positions are rounded
 FORCED = (".dcm", ".ima")  # read without the preamble, too, which old files lack
 TAGS = (
-    "SeriesInstanceUID Rows Columns NumberOfFrames ImagePositionPatient ImageOrientationPatient PixelSpacing "
-    "SliceThickness RescaleSlope RescaleIntercept BitsAllocated PixelRepresentation "
+    "SOPClassUID SeriesInstanceUID Rows Columns NumberOfFrames ImagePositionPatient ImageOrientationPatient "
+    "PixelSpacing SliceThickness RescaleSlope RescaleIntercept BitsAllocated PixelRepresentation "
     "SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
 ).split()
 
@@ -37,30 +38,44 @@ class _Slice:
 
 
 def series_in(folder: Path) -> dict[str, list[tuple[Path, pydicom.Dataset]]]:
-    """Files and headers of the images in a folder, itself, by series; files that are not DICOM images are ignored."""
+    """Files and headers of the images in a folder, itself, by series; other files are ignored.
+
+    A file that is empty or cut is an `InputError`: it may be a slice, which the volume would lack.
+    """
     series: dict[str, list[tuple[Path, pydicom.Dataset]]] = {}
     for path in sorted(folder.iterdir()):
-        if header := _header(path):
+        header = _header(path)
+        if header is None:
+            continue
+        if SERIES not in header or ("Rows" not in header and _is_image(header)):
+            raise InputError(f"{path} is empty or cut; copy the series again, or remove that file if it is no slice")
+        if "Rows" in header:
             series.setdefault(str(header.SeriesInstanceUID), []).append((path, header))
     return series
+
+
+def _is_image(header: pydicom.Dataset) -> bool:
+    return "SOPClassUID" in header and header.SOPClassUID.keyword.endswith("ImageStorage")
 
 
 def series_folders(folder: Path) -> Iterator[Path]:
     """The folder and those below it that hold DICOM images."""
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if any(_header(Path(place, name)) for name in sorted(files)):
+        if any("Rows" in (_header(Path(place, name)) or ()) for name in sorted(files)):
             yield Path(place)
 
 
 def _header(path: Path) -> pydicom.Dataset | None:
-    if path.name.startswith(".") or not path.is_file():
+    """What a DICOM file states, nothing for an empty file; None for another file."""
+    if path.name.startswith(".") or path.name == "DICOMDIR" or not path.is_file():
         return None
+    if not path.stat().st_size:
+        return pydicom.Dataset()
     try:
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS, force=path.suffix.lower() in FORCED)
-    except (pydicom.errors.InvalidDicomError, OSError):
+        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS, force=path.suffix.lower() in FORCED)
+    except pydicom.errors.InvalidDicomError:
         return None
-    return header if "SeriesInstanceUID" in header and "Rows" in header else None
 
 
 def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -125,7 +140,7 @@ def _step(folder: Path, slices: list[_Slice], normal: np.ndarray) -> np.ndarray:
         raise InputError(f"all {len(slices)} slices in {folder} lie at one place; give a series that is a volume")
     if repeated := int((lengths < STEP_TOLERANCE * np.linalg.norm(typical)).sum()):
         raise InputError(
-            f"{repeated} slices in {folder} repeat the place of another (echoes, phases or copies); "
+            f"{repeated} of {len(slices)} slices in {folder} repeat the place of another (echoes, phases or copies); "
             "keep one slice for each place"
         )
     if np.linalg.norm(steps - typical, axis=1).max() > STEP_TOLERANCE * np.linalg.norm(typical):

@@ -231,6 +231,8 @@ def _explained(path: Path) -> Iterator[None]:
     except (InputError, MemoryError):
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno:  # of the system, not of a library
+            raise InputError(f"{path} cannot be read: {error.strerror}; see its rights and its disk") from error
         lines = [line for line in str(error).splitlines() if "ERROR" in line] or str(error).splitlines() or [""]
         reason = re.sub(r"^.*ERROR: ", "", lines[0]) or type(error).__name__
         raise InputError(f"{path} is damaged or no scan ({reason}); export it again") from error

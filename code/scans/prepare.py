@@ -21,6 +21,7 @@ from dataloaders.case_files import (
     DIRECTION_KEY,
     MANIFEST,
     ORIGIN_KEY,
+    ROUNDING,
     SPACING_KEY,
     VOXELS_KEY,
     case_path,
@@ -39,7 +40,6 @@ SOURCE_KEY = "source"  # attribute of a prepared case: its line of the manifest,
 VERSION = 1  # of what is done below: raise it with whatever changes an array
 ML_PER_MM3 = 1e-3
 LEAST_UPRIGHT = 0.999  # of the volume that orthogonal axes would give a voxel; 0.966 at a tilt of 15 degrees
-ROUNDING = 1e-3  # by which stored label values may miss whole numbers
 MOST_VALUES = 100  # of a label; an image has more
 
 

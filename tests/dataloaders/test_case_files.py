@@ -240,6 +240,14 @@ def test_label_must_be_zero_or_one(tmp_path, image, label, value):
     np.testing.assert_array_equal(case_files.read_image(tmp_path, CASE), image)  # a label is read only when asked for
 
 
+def test_label_values_that_are_nearly_whole(tmp_path, image, label):
+    write_case(tmp_path, image, label * np.float32(0.9999999))
+    np.testing.assert_array_equal(case_files.read_label(tmp_path, CASE), label)
+    crop = case_files.read_crop(tmp_path, CASE, "label", (0, 0, 0), label.shape)
+    np.testing.assert_array_equal(crop, label)
+    assert find_faults(tmp_path, CASE) == []
+
+
 @pytest.mark.parametrize("fill", [0, 1])
 def test_empty_and_full_labels_are_sound(tmp_path, image, fill):
     write_case(tmp_path, image, np.full(image.shape, fill, bool))
@@ -306,4 +314,13 @@ def test_an_unknown_filter_is_not_damage(tmp_path, image):
     assert content.count(gzip) == 1
     path.write_bytes(content.replace(gzip, other))
     message = the_fault(lambda: case_files.read_image(tmp_path, CASE), path, "filter deflate (32001)")
+    assert "damaged" not in message
+
+
+def test_a_file_without_the_right_to_read_is_not_damaged(tmp_path, image, monkeypatch):
+    path = write_case(tmp_path, image)
+    monkeypatch.setattr(
+        case_files.h5py, "File", lambda *args: (_ for _ in ()).throw(PermissionError(13, "h5py's words"))
+    )
+    message = the_fault(lambda: case_files.read_image(tmp_path, CASE), path, os.strerror(13))
     assert "damaged" not in message

@@ -1,5 +1,7 @@
 """DICOM series, as single files and as frames of one, against the positions that their headers state."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -127,3 +129,13 @@ def test_each_folder_of_a_tree_is_a_scan(tmp_path, volume):
     found = find_scans(tmp_path / "in")
     assert list(found) == ["anna", "bert_study_t1", "bert_study_t2"]
     np.testing.assert_array_equal(read_scan(found["bert_study_t2"]).array, volume.T)
+
+
+@pytest.mark.parametrize("length", [0, 200, 510])
+def test_a_slice_that_is_cut_is_not_left_out(tmp_path, volume, length):
+    files(tmp_path / "a", volume, [z(k) for k in range(N)])
+    last = max((tmp_path / "a").iterdir())
+    os.truncate(last, length)
+    with pytest.raises(InputError) as caught:
+        read_scan(tmp_path / "a")
+    assert str(last) in str(caught.value)

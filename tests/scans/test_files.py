@@ -2,6 +2,7 @@
 
 import gzip
 import os
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -163,6 +164,18 @@ def test_damaged_files(tmp_path, array, name, capfd):
     fault(lambda: read_scan(path), path, "damaged")
     path.write_text("not a scan")
     fault(lambda: read_scan(path), path, "damaged")
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd"])
+def test_a_file_without_the_right_to_read_is_not_damaged(tmp_path, array, name, monkeypatch):
+    def forbidden(path):
+        raise PermissionError(13, os.strerror(13))
+
+    sitk.WriteImage(itk_image(array), str(tmp_path / name))
+    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    with pytest.raises(InputError) as caught:
+        read_scan(tmp_path / name)
+    assert os.strerror(13) in str(caught.value) and "damaged" not in str(caught.value)
 
 
 def test_what_is_no_volume(tmp_path, array):
