@@ -51,7 +51,7 @@ def add_data_options(parser: ArgumentParser) -> None:
         "--labelnum",
         type=at_least(1),
         default=16,
-        help="labeled cases: the first of the training list; in a folder of prepare_scans.py by default all of them",
+        help="labeled cases: the first of the training list (default: 16; all of them in a folder of prepare_scans.py)",
     )
     group.add_argument(
         "--labeled_list", action=PathHere, help="file of the labeled case ids, instead of the first --labelnum"
