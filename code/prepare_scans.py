@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from dataloaders.case_files import DEST, is_name, read_list, write_list
-from dataloaders.patch import training_command
+from dataloaders.patch import cpu_preset, training_command
 from options.flags import LISTS
 from options.parser import Parser
 from options.types import PathHere, at_least, positive, share
@@ -27,7 +27,7 @@ from scans.files import GRID_TOLERANCE, case_id, find_scans
 from scans.prepare import Outcome, RawCase, Recipe, prepare_folder, report
 from scans.preprocess import NORMALISATIONS, Preprocessing
 from utils.errors import InputError, run_script
-from utils.files import repository_path
+from utils.files import repository_path, shown
 
 COLUMNS = ("image", "label", "id", "split")
 PARTS = ("train", "test")  # what the column `split` may say
@@ -274,10 +274,13 @@ def remarks(dest: Path, outcome: Outcome, recipe: Recipe) -> Iterator[str]:
         return
     train = read_list(path, DEST)
     labeled = len(set(train) & set(outcome.labeled))
-    yield f"{path}: {labeled} labeled cases (--labelnum {labeled} or fewer), then {len(train) - labeled} unlabeled"
+    unlabeled = len(train) - labeled
+    yield f"{shown(path)}: {labeled} labeled cases (--labelnum {labeled} or fewer), then {unlabeled} unlabeled"
     if labeled:
         shapes = [record["prepared_shape"] for record in records]
-        yield f"train: {training_command(dest, shapes, labeled, len(train) > labeled)} --exp mine"
+        known = dest, shapes, labeled, unlabeled > 0
+        yield f"train: {training_command(*known)} --exp mine"
+        yield f"without a GPU: {training_command(*known, cpu_preset(shapes))} --exp mine"
 
 
 def found(records: list[dict[str, Any]], recipe: Recipe) -> Iterator[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from options.presets import PRESETS
 from utils.constants import MIN_PATCH
 from utils.errors import InputError
 from utils.files import REPOSITORY, shown
@@ -13,6 +14,7 @@ from utils.resample import Size
 
 STEP = 16  # voxels: the networks pad each side to a multiple
 LARGEST = (112, 112, 80)  # the paper's
+MOST_ON_A_CPU = 64**3  # voxels of a crop whose training takes minutes
 LEAST_FILLED = 0.5  # part of a crop that the median volume must fill
 
 
@@ -40,12 +42,18 @@ def uneven_notice(patch: Sequence[int]) -> list[str]:
     return [f"the networks pad crops to {_by(padded)}, {more:.0%} more voxels; multiples of 16 cost none"] * (more > 0)
 
 
-def training_command(root: Path, shapes: Iterable[Size], labeled: int, unlabeled: bool) -> str:
-    """A command that trains on a folder."""
+def training_command(root: Path, shapes: Iterable[Size], labeled: int, unlabeled: bool, preset: str = "paper") -> str:
+    """A command that trains on a folder, with crops that fit at the scale of the preset."""
     script = shown(REPOSITORY / "code" / ("train_dtml.py" if unlabeled else "train.py"))
     method = "" if unlabeled else " --method supervised"
-    size = " ".join(map(str, fitting_patch(shapes)))
-    return f"python {script}{method} --root_path {shown(root)} --labelnum {labeled} --patch_size {size}"
+    chosen = f" --preset {preset}" if PRESETS[preset] else ""
+    size = " ".join(map(str, fitting_patch(np.multiply([*shapes], PRESETS[preset].get("scale", 1)))))
+    return f"python {script}{method}{chosen} --root_path {shown(root)} --labelnum {labeled} --patch_size {size}"
+
+
+def cpu_preset(shapes: Iterable[Size]) -> str:
+    """The preset that trains on a CPU: at native resolution where the patch is small, at half of it elsewhere."""
+    return "hippocampus" if math.prod(fitting_patch(shapes)) <= MOST_ON_A_CPU else "cpu"
 
 
 def _by(sides: Iterable[float]) -> str:

@@ -32,7 +32,7 @@ from scans.files import GRID_TOLERANCE, Scan, files_of, on_grid_of, orientation_
 from scans.preprocess import RECORD, Preprocessing
 from scans.region import Box
 from utils.errors import InputError
-from utils.files import write_json, writing
+from utils.files import shown, write_json, writing
 from utils.machine import available_memory
 from utils.resample import Size
 
@@ -298,7 +298,7 @@ def _shift(start: Sequence[int]) -> np.ndarray:
 def report(dest: Path, outcome: Outcome) -> list[str]:
     """Lines for the terminal about a prepared folder: how many cases, and every fault."""
     lines = [
-        f"{dest}: {len(outcome.labeled)} labeled and {len(outcome.unlabeled)} unlabeled cases "
+        f"{shown(dest)}: {len(outcome.labeled)} labeled and {len(outcome.unlabeled)} unlabeled cases "
         f"({len(outcome.cases) - outcome.kept} written, {outcome.kept} were there already)"
     ]
     lines += [f"fault: {case}: {fault}" for case, fault in outcome.faults.items()]

@@ -1,8 +1,10 @@
 """Which patch fits: sizes by arithmetic, and when a training run says so."""
 
+from pathlib import Path
+
 import pytest
 
-from dataloaders.patch import fitting_patch, require_fit, uneven_notice
+from dataloaders.patch import cpu_preset, fitting_patch, require_fit, training_command, uneven_notice
 from utils.errors import InputError
 
 
@@ -35,3 +37,12 @@ def test_the_price_of_an_uneven_patch():
     assert uneven_notice((112, 112, 80)) == []
     (notice,) = uneven_notice((100, 112, 80))
     assert "112 x 112 x 80" in notice and "12%" in notice
+
+
+@pytest.mark.parametrize(
+    "shape, preset, patch", [((40, 52, 36), "hippocampus", "48 64 48"), ((150, 130, 88), "cpu", "80 80 48")]
+)
+def test_the_command_for_a_cpu_fits_at_its_scale(shape, preset, patch):
+    assert cpu_preset([shape]) == preset
+    command = training_command(Path("data/mine"), [shape], 4, True, preset)
+    assert f"--preset {preset} " in command and command.endswith(f"--patch_size {patch}")

@@ -175,7 +175,9 @@ def test_batch_norm_sums_as_exactly_as_contiguous_layers(channels, size):
     exact = with_gradients(plain, [copy.deepcopy(layer).double() for layer in layers], x.double(), towards.double())
     del exact["conv.bias"], exact["num_batches_tracked"]  # 0; a counter
     ours, expected = errors(fused.conv_norm_relu, CHANNELS_LAST), errors(plain, torch.contiguous_format)
-    worse = {name: error / expected[name] for name, error in ours.items() if error > 2 * max(expected[name], FEW_ROUNDINGS)}
+    worse = {
+        name: error / expected[name] for name, error in ours.items() if error > 2 * max(expected[name], FEW_ROUNDINGS)
+    }
     assert worse == {}
 
 
