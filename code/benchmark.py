@@ -22,7 +22,7 @@ from benchmarks.network import (
     time_step,
     time_wait,
 )
-from benchmarks.timing import LA_SHAPE, Row, bench_device
+from benchmarks.timing import LA_SHAPE, Measurement, bench_device
 from benchmarks.windows import compare_windows, window_table
 from options.parser import Parser
 from options.types import at_least
@@ -32,16 +32,16 @@ from utils.errors import InputError, run_script
 
 CPU_SIZE, PAPER_SIZE, RECOMPUTE = ("--preset", "cpu"), (), "--recompute"
 SMALL = (96, 80, 48)  # voxels of a scan at half resolution
-LESS_MEMORY = 1 / 0.6
+MEMORY_TARGET = 1 / 0.6
 FLAT = 0.9  # a ratio that counts as no change
-ROWS: dict[str, tuple[float, Callable[[], Row]]] = {  # target, measurement
+BENCHMARKS: dict[str, tuple[float, Callable[[], Measurement]]] = {  # target, measurement
     "step, cpu preset, bf16": (2.5, lambda: time_step(CPU_SIZE, "bf16", 7)),
     "step, cpu preset, float32": (2.5, lambda: time_step(CPU_SIZE, "off", 7)),
-    "memory, cpu preset, bf16": (LESS_MEMORY, lambda: memory_of_step(CPU_SIZE, "bf16", 3)),
-    "memory, cpu preset, float32": (LESS_MEMORY, lambda: memory_of_step(CPU_SIZE, "off", 3)),
+    "memory, cpu preset, bf16": (MEMORY_TARGET, lambda: memory_of_step(CPU_SIZE, "bf16", 3)),
+    "memory, cpu preset, float32": (MEMORY_TARGET, lambda: memory_of_step(CPU_SIZE, "off", 3)),
     "step, cpu preset, float32, --recompute": (2.5, lambda: time_step((*CPU_SIZE, RECOMPUTE), "off", 7)),
     "memory, cpu preset, float32, --recompute": (
-        LESS_MEMORY,
+        MEMORY_TARGET,
         lambda: memory_of_step((*CPU_SIZE, RECOMPUTE), "off", 3),
     ),
     "matrix rate, cpu preset, bf16": (0.35, lambda: share_of_matrix_rate(CPU_SIZE, "bf16", 3)),
@@ -59,12 +59,12 @@ ROWS: dict[str, tuple[float, Callable[[], Row]]] = {  # target, measurement
     "metrics of a case": (8.0, lambda: time_metrics(False, 5)),
     "metrics of a case with false voxels far away": (8.0, lambda: time_metrics(True, 5)),
 }
-LONG_ROWS = {
+LONG_BENCHMARKS = {
     "step, paper's size, bf16": (2.5, lambda: time_step(PAPER_SIZE, "bf16", 3)),
     "step, paper's size, float32": (2.5, lambda: time_step(PAPER_SIZE, "off", 3)),
-    "memory, paper's size, bf16": (LESS_MEMORY, lambda: memory_of_step(PAPER_SIZE, "bf16", 1)),
-    "memory, paper's size, float32": (LESS_MEMORY, lambda: memory_of_step(PAPER_SIZE, "off", 1)),
-    "memory, paper's size, float32, --recompute": (LESS_MEMORY, lambda: memory_of_step((RECOMPUTE,), "off", 1)),
+    "memory, paper's size, bf16": (MEMORY_TARGET, lambda: memory_of_step(PAPER_SIZE, "bf16", 1)),
+    "memory, paper's size, float32": (MEMORY_TARGET, lambda: memory_of_step(PAPER_SIZE, "off", 1)),
+    "memory, paper's size, float32, --recompute": (MEMORY_TARGET, lambda: memory_of_step((RECOMPUTE,), "off", 1)),
     "matrix rate, paper's size, bf16": (0.59, lambda: share_of_matrix_rate(PAPER_SIZE, "bf16", 3)),
     "matrix rate, paper's size, float32": (0.59, lambda: share_of_matrix_rate(PAPER_SIZE, "off", 3)),
     "scan, paper's size and strides, bf16": (3.0, lambda: time_inference(PAPER_SIZE, LA_SHAPE, "bf16", "paper", 2)),
@@ -91,11 +91,11 @@ def parse_options(argv: Sequence[str] | None = None) -> Namespace:
     return parser.parse_args(argv)
 
 
-def chosen_rows(options: Namespace) -> dict[str, tuple[float, Callable[[], Row]]]:
+def chosen_rows(options: Namespace) -> dict[str, tuple[float, Callable[[], Measurement]]]:
     """The rows that --only and --full ask for."""
-    rows = ROWS | LONG_ROWS
+    rows = BENCHMARKS | LONG_BENCHMARKS
     if not options.only:
-        return rows if options.full else ROWS
+        return rows if options.full else BENCHMARKS
     chosen = {name: row for name, row in rows.items() if any(word in name for word in options.only)}
     if not chosen:
         raise InputError(f"--only {' '.join(options.only)} fits no row; rows are: {'; '.join(rows)}")
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measured(chosen: Mapping[str, tuple[float, Callable[[], Row]]]) -> list[Row]:
+def measured(chosen: Mapping[str, tuple[float, Callable[[], Measurement]]]) -> list[Measurement]:
     """Measure the rows and print each as it is there."""
     rows = []
     print(f"{'':46}{'ratio':>7}{'quartiles':>14}{'target':>8}{'ours':>11}{'reference':>12}  unit")

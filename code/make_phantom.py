@@ -24,8 +24,8 @@ from options.types import PathHere, at_least
 from utils.errors import InputError, run_script
 from utils.files import repository_path
 
-MANIFEST = "phantom.json"
-VERSION = 1  # of the recipe below: raise it with whatever changes an array
+PHANTOM_JSON = "phantom.json"
+PHANTOM_VERSION = 1  # of the recipe below: raise it with whatever changes an array
 MIN_SIDE = 16  # voxels; below, veins and walls vanish
 FIELD_MM = 87.2  # cube root of the imaged volume: 96 x 96 x 72 mm, as in the released scans (119 x 91 x 55)
 GROWTH = 8  # in-plane sizes vary by case between the given one and 1 + 1/GROWTH of it
@@ -248,7 +248,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parse_options(argv)
     dest = repository_path(options.dest).resolve()  # a link to another disk stays a link
     ids = [f"phantom_{index:03d}" for index in range(options.train + options.test)]
-    wanted = {"version": VERSION, "seed": options.seed, "shape": options.shape}
+    wanted = {"version": PHANTOM_VERSION, "seed": options.seed, "shape": options.shape}
     wanted |= {LISTS[0]: ids[: options.train], LISTS[1]: ids[options.train :]}
     if is_there(dest, wanted, options.overwrite):
         print(f"{dest} holds this phantom already")
@@ -272,7 +272,7 @@ def is_there(dest: Path, wanted: dict, overwrite: bool) -> bool:
     if not dest.exists() or (dest.is_dir() and not any(dest.iterdir())):
         return False
     try:
-        found = json.loads((dest / MANIFEST).read_text())
+        found = json.loads((dest / PHANTOM_JSON).read_text())
     except (OSError, ValueError):
         raise InputError(f"{dest} is there and is no phantom; choose another --dest, or move it away") from None
     if overwrite:
@@ -291,7 +291,7 @@ def write_cases(folder: Path, wanted: dict) -> None:
         write_case(folder, case, image, label, {SPACING_KEY: (spacing_of(wanted["shape"]),) * 3})
     for name in LISTS:
         write_list(folder / name, wanted[name])
-    (folder / MANIFEST).write_text(json.dumps(wanted) + "\n")
+    (folder / PHANTOM_JSON).write_text(json.dumps(wanted) + "\n")
 
 
 if __name__ == "__main__":

@@ -23,10 +23,10 @@ from utils.errors import InputError, run_script
 from utils.files import repository_path
 from utils.resample import Size
 
-IMAGE, LABEL = "lgemri.nrrd", "laendo.nrrd"  # of the challenge
+IMAGE_FILE, LABEL_FILE = "lgemri.nrrd", "laendo.nrrd"  # of the challenge
 ATRIUM = (255,)  # its label value
 LEAST_SIDE = 112  # in-plane voxels that the historical crop pads a small atrium to
-MARGIN = (10, 20)  # in-plane voxels around it, the upper end exclusive
+CROP_MARGIN = (10, 20)  # in-plane voxels around it, the upper end exclusive
 
 
 def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
@@ -37,7 +37,7 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
         "--source",
         action=PathHere,
         required=True,
-        help=f"folder of the challenge's case folders, each with {IMAGE} and {LABEL}",
+        help=f"folder of the challenge's case folders, each with {IMAGE_FILE} and {LABEL_FILE}",
     )
     add("--dest", action=PathHere, default="data/LA", help="folder to write")
     add(
@@ -65,22 +65,28 @@ def main(argv: list[str] | None = None) -> int:
     options = parse_options(argv)
     dest = repository_path(options.dest)
     outcome = prepare_folder(
-        dest, find_sources(options), recipe_of(options), options.overwrite, write_lists=lambda _: give_lists(dest)
+        dest,
+        find_challenge_cases(options),
+        recipe_of(options),
+        options.overwrite,
+        write_lists=lambda _: give_lists(dest),
     )
     for line in [*report(dest, outcome), *missing_cases(dest, outcome)]:
         print(line)
     return 1 if outcome.faults else 0
 
 
-def find_sources(options: argparse.Namespace) -> list[RawCase]:
+def find_challenge_cases(options: argparse.Namespace) -> list[RawCase]:
     """The cases of --source, sorted by name: sub-folders with a file of the challenge."""
     root = repository_path(options.source)
     if not root.is_dir():
         raise InputError(f"there is no folder {root}; correct --source")
-    folders = sorted(path for path in root.iterdir() if any((path / name).is_file() for name in (IMAGE, LABEL)))
+    folders = sorted(
+        path for path in root.iterdir() if any((path / name).is_file() for name in (IMAGE_FILE, LABEL_FILE))
+    )
     if not folders:
-        raise InputError(f"{root} holds no <case>/{IMAGE}; give the folder of the case folders as --source")
-    return [RawCase(f.name, f / IMAGE, f / LABEL if (f / LABEL).is_file() else None) for f in folders]
+        raise InputError(f"{root} holds no <case>/{IMAGE_FILE}; give the folder of the case folders as --source")
+    return [RawCase(f.name, f / IMAGE_FILE, f / LABEL_FILE if (f / LABEL_FILE).is_file() else None) for f in folders]
 
 
 def recipe_of(options: argparse.Namespace) -> Recipe:
@@ -103,14 +109,14 @@ def label_crop(case: str, label: np.ndarray | None, shape: Size, seed: int) -> B
     The margins are a function of (seed, case); those of the published files were not seeded and cannot be made again.
     """
     if label is None:
-        raise InputError(f"there is no {LABEL}, which --crop label needs; give --crop center or --crop none")
+        raise InputError(f"there is no {LABEL_FILE}, which --crop label needs; give --crop center or --crop none")
     rng = np.random.default_rng([seed, *case.encode()])
     region = []
     for axis, length in enumerate(shape[:2]):
         inside = np.flatnonzero(label.any(axis=(1 - axis, 2)))
         low, high = int(inside[0]), int(inside[-1])
         pad = max(LEAST_SIDE - (high - low), 0) // 2
-        before, after = (int(margin) + pad for margin in rng.integers(*MARGIN, size=2))
+        before, after = (int(margin) + pad for margin in rng.integers(*CROP_MARGIN, size=2))
         region.append(slice(max(low - before, 0), min(high + after, length)))
     return *region, slice(0, shape[2])
 

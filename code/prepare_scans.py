@@ -29,7 +29,7 @@ from scans.preprocess import NORMALISATIONS, Preprocessing
 from utils.errors import InputError, run_script
 from utils.files import repository_path, shown
 
-COLUMNS = ("image", "label", "id", "split")
+CSV_COLUMNS = ("image", "label", "id", "split")
 PARTS = ("train", "test")  # what the column `split` may say
 CHANNEL = "_0000"  # of nnU-Net: the end of the name of a scan's first channel
 RULE = Preprocessing()  # the default: that of the published left-atrium files
@@ -198,14 +198,14 @@ def read_table(path: Path) -> tuple[list[RawCase], dict[str, str]]:
             columns, rows = reader.fieldnames or [], list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read as CSV ({error}); see --images") from error
-    if "image" not in columns or set(columns) - set(COLUMNS) or not rows:
+    if "image" not in columns or set(columns) - set(CSV_COLUMNS) or not rows:
         raise InputError(
             f"{path} has {len(rows)} rows of the columns {', '.join(columns) or '(none)'}; it needs rows with image, "
-            f"and may have {', '.join(COLUMNS[1:])}"
+            f"and may have {', '.join(CSV_COLUMNS[1:])}"
         )
     sources, parts = {}, {}
     for number, row in enumerate(rows, start=2):
-        row = {key: (row.get(key) or "").strip() for key in COLUMNS}
+        row = {key: (row.get(key) or "").strip() for key in CSV_COLUMNS}
         image, label = path.parent / row["image"], path.parent / row["label"] if row["label"] else None
         case = unicodedata.normalize("NFC", row["id"] or case_id(image) or image.name)
         fault = _row_fault(row, case, case in sources)

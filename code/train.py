@@ -18,8 +18,6 @@ from options.types import PathHere
 from utils.errors import run_script
 from utils.files import repository_path
 
-OPTIONS, LAST = "options.json", "last.pth"  # those of runtime.runs, which needs PyTorch
-
 
 def parse_flags(argv: Sequence[str] | None = None, method: str | None = None) -> tuple[Namespace, set[str]]:
     """The options that a command line means, and the names of the flags that were given; without PyTorch.
@@ -47,9 +45,11 @@ def parse_flags(argv: Sequence[str] | None = None, method: str | None = None) ->
 
 def _stored_method(model_path: str, exp: str) -> str | None:
     """The method of the run that --resume continues; None for a fresh start, or where that cannot be read."""
+    from runtime import runs  # PyTorch
+
     folder = repository_path(model_path) / exp
     try:
-        return json.loads((folder / OPTIONS).read_text())["method"] if (folder / LAST).exists() else None
+        return json.loads((folder / runs.OPTIONS).read_text())["method"] if (folder / runs.LAST).exists() else None
     except (OSError, ValueError, LookupError, TypeError):
         return None
 

@@ -8,7 +8,7 @@ from utils.errors import InputError
 
 def test_table_and_file(monkeypatch, tmp_path, capsys):
     measured = {"ratio": 3.0, "ours": 1.0, "reference": 3.0, "spread": [2.0, 4.0], "unit": "s"}
-    monkeypatch.setattr(benchmark, "ROWS", {"a row": (2.5, lambda: measured)})
+    monkeypatch.setattr(benchmark, "BENCHMARKS", {"a row": (2.5, lambda: measured)})
     assert benchmark.main(["--json", str(tmp_path / "rows.json")]) == 0
     assert "a row" in capsys.readouterr().out
     (row,) = json.loads((tmp_path / "rows.json").read_text())["rows"]

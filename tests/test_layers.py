@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,13 @@ LAYERS = (  # from the top; rooms of one line do not import each other
     "utils",
 )
 COMMANDS = sorted({"train", *LAYERS[2].split()})
+SHARED = {
+    "main",
+    "parse_options",
+    "make_parser",
+    "recipe_of",
+    "CRITIC_WIDTH",
+}  # public names of several files, alike in each
 LEVEL = {room: -depth for depth, layer in enumerate(LAYERS) for room in layer.split()}
 
 
@@ -53,6 +61,23 @@ def test_a_room_imports_only_rooms_below_it(room):
 
 def test_every_file_has_its_place():
     assert {path.relative_to(CODE).parts[0].removesuffix(".py") for path in CODE.rglob("*.py")} == LEVEL.keys()
+
+
+def defined(path: Path) -> set[str]:
+    """The public names that a file defines at its top level."""
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = [node.target] if isinstance(node, ast.AnnAssign) else node.targets
+            names |= {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+    return {name for name in names if not name.startswith("_")}
+
+
+def test_a_name_stands_for_one_thing():
+    count = Counter(name for path in CODE.rglob("*.py") for name in defined(path))
+    assert {name for name, files in count.items() if files > 1} <= SHARED
 
 
 def loaded(statements: str) -> set[str]:

@@ -14,7 +14,7 @@ import test_LA
 import train
 from dataloaders import case_files
 from dataloaders.case_files import read_list
-from inference.scoring import write_case
+from inference.scoring import write_prediction
 from runtime import runs
 from scans.files import Scan, find_scans, read_scan
 from scans.preprocess import Preprocessing
@@ -71,7 +71,7 @@ def test_a_prediction_lies_over_the_prepared_case(command, tmp_path):
     folder = tmp_path / "run"
     (folder / runs.PREDICTIONS).mkdir(parents=True)
     label = case_files.read_label(tmp_path / "out", case)
-    write_case(folder, case, label, label, label, geometry, {}, ["figures"])
+    write_prediction(folder, case, label, label, label, geometry, {}, ["figures"])
     written = nib.load(folder / runs.PREDICTIONS / f"{case}.nii.gz")
     scan = read_scan(find_scans(tmp_path / "raw" / "images")[case])
     np.testing.assert_allclose(written.affine, scan.affine, atol=1e-4)

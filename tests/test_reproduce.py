@@ -386,7 +386,7 @@ time.sleep(60)
 @pytest.fixture
 def heed_signals():
     """As in a terminal, also where the tests run in the background and Ctrl-C is ignored."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in work.STOP_SIGNALS}
+    before = {number: signal.signal(number, signal.default_int_handler) for number in work.HEEDED_SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -402,7 +402,7 @@ def test_a_signal_is_passed_on_and_the_script_may_save(script, lock, tmp_path, n
         run_script_of([name, str(state)], lock)
     sender.wait()
     assert state.read_text() == "saved"
-    assert all(signal.getsignal(n) == signal.default_int_handler for n in work.STOP_SIGNALS)
+    assert all(signal.getsignal(n) == signal.default_int_handler for n in work.HEEDED_SIGNALS)
 
 
 def test_a_script_that_was_stopped_from_outside_ends_the_command(script, lock):

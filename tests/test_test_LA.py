@@ -203,7 +203,7 @@ def test_pictures_name_sides_only_where_they_are_known(monkeypatch, tmp_path, di
     monkeypatch.setattr(scoring, "case_figure", lambda *arguments, anatomical: drawn.append(anatomical))
     image, scores = np.zeros((4, 4, 4), np.float32), {"dice": 0.0, "hd95_vox": math.nan}
     geometry = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), direction
-    scoring.write_case(tmp_path, "heart", image, image, image, geometry, scores, ["predictions"])
+    scoring.write_prediction(tmp_path, "heart", image, image, image, geometry, scores, ["predictions"])
     assert drawn == [direction[0] > 0]
 
 

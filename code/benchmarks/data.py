@@ -10,7 +10,16 @@ import torch
 from medpy.metric import binary
 
 from benchmarks.reference import crops_from_files, signed_distances
-from benchmarks.timing import Row, added_gib, balls, compared, in_own_process, made_up_cases, stream_of, timed_in_turns
+from benchmarks.timing import (
+    Measurement,
+    added_gib,
+    balls,
+    compared,
+    in_own_process,
+    made_up_cases,
+    stream_of,
+    timed_in_turns,
+)
 from dataloaders import case_files
 from dataloaders.batch import Batch
 from evaluation.metrics import evaluate
@@ -19,7 +28,7 @@ from utils.errors import InputError
 from utils.sdm import signed_distance_batch
 
 SAME_DISTANCE, SAME_METRIC = 1e-6, 1e-6
-LABELED = 16  # of the cases, as in the paper
+LABELED_CASES = 16  # of the cases, as in the paper
 FEW, MANY = 80, 2000  # cases
 START_LIMIT = 10.0  # seconds that 80 cases may take until the first batch
 METRIC_SHAPE = (200, 200, 88)  # voxels
@@ -27,7 +36,7 @@ SPECKLES = 200  # false voxels far from the body, as a network leaves them
 BATCHES = 30  # that are drawn from very many scans
 
 
-def time_batch(pairs: int) -> Row:
+def time_batch(pairs: int) -> Measurement:
     """A batch of four crops from files of the size of the LA scans to augmented tensors, cases kept in memory."""
     with made_up_cases(4) as (root, cases):
         options = _options(root)
@@ -45,30 +54,32 @@ def _options(root: Path, *flags: str) -> Namespace:
     return training_options(["--method", "dtml", "--root_path", str(root), *flags])
 
 
-def time_start(flags: tuple[str, ...], repeats: int) -> Row:
+def time_start(flags: tuple[str, ...], repeats: int) -> Measurement:
     """Seconds that 80 cases take until the first batch, beside the limit."""
     with made_up_cases(FEW) as (root, cases):
         options, seconds = _options(root, *flags), []
         for _ in range(repeats):
             start = time.perf_counter()
-            _ = stream_of(options, cases, LABELED)[0]
+            _ = stream_of(options, cases, LABELED_CASES)[0]
             seconds.append(time.perf_counter() - start)
     return compared([(taken, START_LIMIT) for taken in seconds])
 
 
-def time_many() -> Row:
+def time_many() -> Measurement:
     """A batch from 80 scans, as reference, and from 2,000, read from the files (--cache none), in turns."""
     with made_up_cases(MANY) as (root, cases):
         options = _options(root, "--cache", "none")
-        few, many = (stream_of(options, cases[:count], LABELED) for count in (FEW, MANY))
+        few, many = (stream_of(options, cases[:count], LABELED_CASES) for count in (FEW, MANY))
         iterations = iter(range(2 * BATCHES))
         return timed_in_turns(lambda: many[next(iterations)], lambda: few[next(iterations)], BATCHES)
 
 
-def memory_of_many() -> Row:
+def memory_of_many() -> Measurement:
     """Memory that batches from 80 scans, as reference, and from 2,000 add to a process (--cache none)."""
     with made_up_cases(MANY) as (root, cases):
-        few, many = (in_own_process(_memory_of_batches, root, cases[:count], LABELED, BATCHES) for count in (FEW, MANY))
+        few, many = (
+            in_own_process(_memory_of_batches, root, cases[:count], LABELED_CASES, BATCHES) for count in (FEW, MANY)
+        )
     return {**compared([(many, few)]), "unit": "GiB"}
 
 
@@ -81,7 +92,7 @@ def _memory_of_batches(root: Path, cases: list[str], labeled: int, batches: int)
     return added_gib(draw)
 
 
-def time_maps(pairs: int) -> Row:
+def time_maps(pairs: int) -> Measurement:
     """Signed distance maps of a batch of crops."""
     labels = torch.from_numpy(balls(4, (112, 112, 80))).float()[:, None]
     difference = (signed_distance_batch(labels) - signed_distances(labels)).abs().max().item()
@@ -90,7 +101,7 @@ def time_maps(pairs: int) -> Row:
     return timed_in_turns(lambda: signed_distance_batch(labels), lambda: signed_distances(labels), pairs)
 
 
-def time_metrics(speckled: bool, pairs: int) -> Row:
+def time_metrics(speckled: bool, pairs: int) -> Measurement:
     """Dice, Jaccard, ASD and 95HD of one case of native size, surfaces 3 voxels apart; with false voxels far away."""
     label, prediction = balls(1, METRIC_SHAPE)[0], balls(1, METRIC_SHAPE, shift=0.03)[0]
     if speckled:

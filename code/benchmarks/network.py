@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.reference import dtml_step, window_by_window
 from benchmarks.timing import (
-    Row,
+    Measurement,
     added_gib,
     balls,
     bench_device,
@@ -74,7 +74,7 @@ def step_sides(size: Sequence[str], amp: str) -> tuple[Callable[[], float], Call
     return ours, lambda: reference(batch)
 
 
-def time_step(size: Sequence[str], amp: str, pairs: int) -> Row:
+def time_step(size: Sequence[str], amp: str, pairs: int) -> Measurement:
     """Seconds of a step; in float32 both sides must have the same loss."""
     ours, reference = step_sides(size, amp)
     with cudnn.flags(enabled=True, allow_tf32=False):
@@ -86,7 +86,7 @@ def time_step(size: Sequence[str], amp: str, pairs: int) -> Row:
     return timed_in_turns(ours, reference, pairs)
 
 
-def memory_of_step(size: Sequence[str], amp: str, pairs: int) -> Row:
+def memory_of_step(size: Sequence[str], amp: str, pairs: int) -> Measurement:
     """Memory that a step adds at its peak, each side in a process of its own: what the heap keeps differs by chance."""
     threads = torch.get_num_threads()
     taken = [[in_own_process(_memory_of_side, side, size, amp, threads) for side in (0, 1)] for _ in range(pairs)]
@@ -104,7 +104,7 @@ def _memory_of_side(side: int, size: Sequence[str], amp: str, threads: int) -> f
     return added_gib(two_steps)
 
 
-def share_of_matrix_rate(size: Sequence[str], amp: str, pairs: int) -> Row:
+def share_of_matrix_rate(size: Sequence[str], amp: str, pairs: int) -> Measurement:
     """Rate of a step's multiplications and additions beside that of one large matrix product of the same precision.
 
     `ratio` is the fraction reached: 1 would be a step that does nothing but multiply, at the full rate.
@@ -143,7 +143,7 @@ def profile_of_step(size: Sequence[str], amp: str) -> str:
     return found.key_averages().table(sort_by=by, row_limit=PROFILE_LINES, max_name_column_width=40)
 
 
-def time_wait(size: Sequence[str]) -> Row:
+def time_wait(size: Sequence[str]) -> Measurement:
     """How long a step waits for its batch, beside the share of the step that this may take."""
     waits, steps = [], []
     with made_up_cases(8) as (root, cases):
@@ -160,7 +160,7 @@ def time_wait(size: Sequence[str]) -> Row:
     return compared([(w, WAIT_SHARE * s) for w, s in zip(waits[WAIT_WARM_UP:], steps[WAIT_WARM_UP:], strict=True)])
 
 
-def time_inference(size: Sequence[str], shape: Sequence[int], amp: str, protocol: str, pairs: int) -> Row:
+def time_inference(size: Sequence[str], shape: Sequence[int], amp: str, protocol: str, pairs: int) -> Measurement:
     """A whole scan at the paper's strides, scaled like the patch; --protocol fast against the same reference."""
     options, device = _options(size, amp, "--scale", "1"), bench_device()
     stride = paper_stride(options.patch_size)

@@ -18,17 +18,17 @@ from dataloaders import case_files
 from dataloaders.batch import BatchStream
 from dataloaders.store import CaseStore
 
-Row = dict[str, Any]  # `ratio` (reference / ours, the larger the better), `ours`, `reference`, `spread`, `unit`
+Measurement = dict[str, Any]  # `ratio` (reference / ours, the larger the better), `ours`, `reference`, `spread`, `unit`
 LA_SHAPE = (200, 150, 88)  # voxels of a typical case of the LA set
 DISTINCT_FILES = 8  # the other cases are links to these: many files to open, few to write
 
 
-def timed_in_turns(ours: Callable[[], object], reference: Callable[[], object], pairs: int) -> Row:
+def timed_in_turns(ours: Callable[[], object], reference: Callable[[], object], pairs: int) -> Measurement:
     """Median seconds of both sides and of their ratio; the spread is between the quartiles of the ratios."""
     return compared([[_seconds(side) for side in (ours, reference)] for _ in range(pairs)])
 
 
-def compared(pairs: Sequence[Sequence[float]]) -> Row:
+def compared(pairs: Sequence[Sequence[float]]) -> Measurement:
     """A row from neighbouring measurements, (ours, reference) each."""
     ratios = [theirs / own for own, theirs in pairs]
     low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3

@@ -31,7 +31,7 @@ def paper_stride(patch: Sequence[int]) -> tuple[int, int, int]:
     return tuple(max(1, round(s * n / p)) for s, n, p in zip(PAPER_STRIDE, patch, PAPER_PATCH, strict=True))
 
 
-def settings(patch: Sequence[int]) -> dict[str, list[str]]:
+def window_settings(patch: Sequence[int]) -> dict[str, list[str]]:
     """Flags of test_LA.py by row; what the others are compared with comes first."""
     xy, _, z = paper_stride(patch)
     paper = f"--stride_xy {xy} --stride_z {z}"
@@ -61,7 +61,7 @@ def compare_windows(argv: Sequence[str]) -> list[dict[str, Any]]:
     exp = asked.exp[0]
     path = runs.checkpoint_path(runs.existing_run(asked.model_path, exp), asked.weights)
     state = runs.load_checkpoint(path)
-    rows = settings(state["options"]["patch_size"])
+    rows = window_settings(state["options"]["patch_size"])
     options = {name: parse_options([*argv, *row], exp, state["options"]) for name, row in rows.items()}
     first = next(iter(options.values()))
     method, device = trained_method(first, state, path), pick_device(first)

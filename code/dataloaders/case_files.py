@@ -32,7 +32,7 @@ SPACING_KEY = "spacing_mm"
 ORIGIN_KEY = "origin_mm"
 DIRECTION_KEY = "direction"
 VOXELS_KEY = "voxels"  # SHA-256 of the raw scan's values: equal for one scan under two ids
-ROUNDING = 1e-3  # by which stored label values may miss whole numbers
+LABEL_ROUNDING = 1e-3  # by which stored label values may miss whole numbers
 DEST = "--dest"  # the flag by which scripts that write a data folder name it
 SPACING_MM = (0.625, 0.625, 0.625)  # of the 2018 Atrial Segmentation Challenge; its files do not carry it
 
@@ -316,7 +316,7 @@ def _whole(values: np.ndarray, key: str) -> np.ndarray:
     """Label values that miss whole numbers by rounding alone, as these numbers; all others as they are."""
     if key == IMAGE_KEY or values.dtype.kind != "f":
         return values
-    return np.where(np.abs(values - np.round(values)) <= ROUNDING, np.round(values), values)
+    return np.where(np.abs(values - np.round(values)) <= LABEL_ROUNDING, np.round(values), values)
 
 
 def _image_faults(where: str, image: np.ndarray) -> list[str]:

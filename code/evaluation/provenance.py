@@ -5,7 +5,7 @@ from typing import Any
 from evaluation.comparison import TestedRun
 from evaluation.tables import FILTER_NAMES
 
-OUTPUTS = {  # of the methods, as a reader knows them
+OUTPUT_TITLES = {  # of the methods, as a reader knows them
     "seg": "segmentation",
     "sdm": "signed distance map",
     "mean": "mean of both",
@@ -22,7 +22,7 @@ def counted(count: int, what: str) -> str:
 
 def output_name(head: str) -> str:
     """An output of a method, as a reader knows it."""
-    return OUTPUTS.get(head, head)
+    return OUTPUT_TITLES.get(head, head)
 
 
 def facts(system: TestedRun) -> dict[str, str]:

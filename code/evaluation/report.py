@@ -19,19 +19,18 @@ from plotly.offline import get_plotlyjs
 from dataloaders import case_files
 from evaluation.colors import look
 from evaluation.comparison import TestedRun, comparison_note, comparison_rows, group_seeds
-from evaluation.figures import LABEL, LABEL_COLOR, SCALE_BARS_MM, gray_window
+from evaluation.figures import GRAYS, LABEL, LABEL_COLOR, SCALE_BARS_MM, gray_window
 from evaluation.metrics import summarise
 from evaluation.provenance import counted, facts, options, output_name
 from evaluation.statistics import agreement
 from evaluation.surfaces import mesh, sample, signed_surface_distance
-from evaluation.tables import FILTER_NAMES, WITH_MM, columns_of, mean_sd, pick
+from evaluation.tables import ALL_METRIC_COLUMNS, FILTER_NAMES, columns_of, mean_sd, pick
 from runtime.journal import read_curves
 from utils import files
 from utils.nifti import axes_are_lps
 
 PAGE = Path(__file__).parent / "page"
 SCRIPTS = ("report.js", "plots.js", "slices.js", "surfaces.js", "start.js")  # each builds on those before
-GRAYS = 64  # levels of a stored scan; noise hides the steps, and the page takes half the bytes of 256
 TRIANGLES = 6000  # of a surface at most
 POINT_MM = 0.05  # steps of a stored surface point; 16 bits reach 1.6 m
 DISTANCE_VOX = 0.01  # steps of a stored distance
@@ -187,7 +186,7 @@ def _metrics(systems: Sequence[TestedRun]) -> list[dict[str, Any]]:
     found = columns_of([score for system in systems for score in system.scores])
     has_mm = "asd_mm" in found
     metrics = [
-        {"key": key, "heading": heading, "factor": WITH_MM[key][1], "decimals": WITH_MM[key][2]}
+        {"key": key, "heading": heading, "factor": ALL_METRIC_COLUMNS[key][1], "decimals": ALL_METRIC_COLUMNS[key][2]}
         | {"low": key not in HIGH_IS_GOOD, "plotted": not (has_mm and key.endswith("_vox"))}
         for key, heading in found.items()
     ]
@@ -209,7 +208,7 @@ def _scores(system: TestedRun, case: str) -> dict[str, float | None] | None:
     row = system.reported.get(case)
     if row is None:
         return None
-    scores = {key: _number(row[key]) for key in (*WITH_MM, "volume_ml", "label_ml") if key in row}
+    scores = {key: _number(row[key]) for key in (*ALL_METRIC_COLUMNS, "volume_ml", "label_ml") if key in row}
     if "volume_ml" in row:
         scores[VOLUME_ERROR] = abs(row["volume_ml"] - row["label_ml"])
     return scores

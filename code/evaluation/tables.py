@@ -6,14 +6,14 @@ from typing import Any
 
 from evaluation.metrics import summarise
 
-COLUMNS = {  # metric -> (heading, factor, decimals), in the order of the papers' tables
+METRIC_COLUMNS = {  # metric -> (heading, factor, decimals), in the order of the papers' tables
     "dice": ("Dice [%]", 100, 2),
     "jaccard": ("Jaccard [%]", 100, 2),
     "asd_vox": ("ASD [vox]", 1, 2),
     "hd95_vox": ("95HD [vox]", 1, 2),
 }
 DISTANCES = ("asd_vox", "hd95_vox")  # undefined for a case with one empty mask
-WITH_MM = COLUMNS | {"asd_mm": ("ASD [mm]", 1, 2), "hd95_mm": ("95HD [mm]", 1, 2)}
+ALL_METRIC_COLUMNS = METRIC_COLUMNS | {"asd_mm": ("ASD [mm]", 1, 2), "hd95_mm": ("95HD [mm]", 1, 2)}
 FILTER_NAMES = {"none": "no filter", "lcc": "largest component"}  # of a prediction, as tables call them
 Score = dict[str, Any]
 
@@ -32,16 +32,16 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), rule, *map(line, rows)])
 
 
-def number(metric: str, value: float) -> str:
+def metric_text(metric: str, value: float) -> str:
     """A value in the metric's unit; a dash where it is undefined."""
-    _, factor, decimals = WITH_MM[metric]
+    _, factor, decimals = ALL_METRIC_COLUMNS[metric]
     return "-" if not math.isfinite(value) else f"{factor * value:.{decimals}f}"
 
 
 def mean_sd(metric: str, summary: dict[str, float]) -> str:
     """mean ± sd over the cases where the metric is defined, and how many were missed."""
     missed = f" ({summary['missed']} missed)" if summary["missed"] else ""
-    return f"{number(metric, summary['mean'])} ± {number(metric, summary['sd'])}{missed}"
+    return f"{metric_text(metric, summary['mean'])} ± {metric_text(metric, summary['sd'])}{missed}"
 
 
 def pick(scores: Sequence[Score], head: str, post: str) -> list[Score]:
@@ -51,13 +51,17 @@ def pick(scores: Sequence[Score], head: str, post: str) -> list[Score]:
 
 def columns_of(scores: Sequence[Score]) -> dict[str, str]:
     """The metrics that all scores have, with their headings; old ones lack those in mm."""
-    return {metric: heading for metric, (heading, _, _) in WITH_MM.items() if all(metric in score for score in scores)}
+    return {
+        metric: heading
+        for metric, (heading, _, _) in ALL_METRIC_COLUMNS.items()
+        if all(metric in score for score in scores)
+    }
 
 
 def case_table(scores: Sequence[Score], head: str, post: str) -> str:
     """A row per case of the reported output, then mean ± sd over cases."""
     chosen, columns = pick(scores, head, post), columns_of(scores)
-    rows = [[score["case"], *(number(metric, score[metric]) for metric in columns)] for score in chosen]
+    rows = [[score["case"], *(metric_text(metric, score[metric]) for metric in columns)] for score in chosen]
     summary = summarise(chosen)
     rows.append(["mean ± sd", *(mean_sd(metric, summary[metric]) for metric in columns)])
     return text_table(["case", *columns.values()], rows)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from inference.trained import reported_output, trained_method
 from methods.base import Method
 from scans.preprocess import Preprocessing
-from utils.constants import MIN_PATCH
+from utils.constants import MIN_PATCH, PLANE
 from utils.errors import InputError
 
 PROB, SDM = "prob", "sdm"
@@ -23,7 +23,6 @@ SYMMETRIES: dict[str, tuple[Symmetry, ...]] = {
     "flips": ((0, None), (0, 0), (0, 1), (2, None)),  # the last one flips both axes
     "all": tuple((turns, flip) for turns in range(4) for flip in (None, 0)),
 }
-PLANE = (2, 3)  # in-plane axes of (B, 1, W, H, D)
 
 
 class Predictor(nn.Module):

@@ -16,7 +16,7 @@ from networks.base import common_stride
 from utils import files
 
 OPSET = 18
-INPUT, OUTPUT = "image", "prob"
+INPUT_NAME, OUTPUT_NAME = "image", "prob"
 TRACED = (2, 3, 4)  # multiples of the stride that differ, so that none is taken for another
 
 
@@ -55,8 +55,8 @@ def _exported(network: nn.Module, patch: Sequence[int]) -> Any:
             (example,),
             dynamo=True,
             dynamic_shapes=(free,),
-            input_names=[INPUT],
-            output_names=[OUTPUT],
+            input_names=[INPUT_NAME],
+            output_names=[OUTPUT_NAME],
             opset_version=OPSET,
             verbose=False,
         )
@@ -69,7 +69,7 @@ def _difference(network: nn.Module, patch: Sequence[int], path: Path) -> float:
     with torch.no_grad():
         expected = network(image).numpy()
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return float(np.abs(session.run([OUTPUT], {INPUT: image.numpy()})[0] - expected).max())
+    return float(np.abs(session.run([OUTPUT_NAME], {INPUT_NAME: image.numpy()})[0] - expected).max())
 
 
 @contextlib.contextmanager

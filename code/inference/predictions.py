@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime import runs
+from scans.files import OUTPUT_FLAG
 from utils import files
 from utils.errors import InputError
 
@@ -18,7 +19,6 @@ try:
 except ImportError:  # Windows: one command at a time
     fcntl = None
 
-OUTPUT = "--output"
 FIELDS = ("case", "file", "output", "volume_ml", "empty", "touches_border", "seconds", "error")
 
 
@@ -45,7 +45,7 @@ class Predictions:
                 raise InputError(f"{path} would be written for two scans; rename one of them")
             if path.resolve() in scans or self.folder.resolve() in scans:
                 raise InputError(f"{path} would overwrite a scan; give another --output")
-        with files.writing(self.folder, OUTPUT):
+        with files.writing(self.folder, OUTPUT_FLAG):
             self.folder.mkdir(parents=True, exist_ok=True)
         with self._locked():
             if self._overwrite:
@@ -56,7 +56,7 @@ class Predictions:
                 for path in (self.csv, self._json, *outputs):
                     if os.path.exists(path):  # unlike Path.exists, it takes names that are too long for the system
                         raise InputError(f"{path} exists; give --resume, --overwrite or another --output")
-            files.write_json(self._json, self._settings, OUTPUT)
+            files.write_json(self._json, self._settings, OUTPUT_FLAG)
 
     def _require_settings(self) -> None:
         try:
@@ -95,7 +95,7 @@ class Predictions:
         with self._locked():
             rows = {**self.rows(), case: {**dict.fromkeys(FIELDS, ""), "case": case, **values}}
             with (
-                files.atomic(self.csv, OUTPUT) as temporary,
+                files.atomic(self.csv, OUTPUT_FLAG) as temporary,
                 open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
             ):
                 writer = csv.DictWriter(file, FIELDS)

@@ -25,7 +25,7 @@ from dataloaders.split import are_official, cases_of_training, cases_to_test, re
 from evaluation.comparison import TestedRun
 from evaluation.figures import case_figure
 from evaluation.metrics import evaluate, largest_component, summarise, verify_against_medpy
-from evaluation.tables import Score, number, pick
+from evaluation.tables import Score, metric_text, pick
 from inference.trained import reported_output, trained_method
 from inference.windows import THRESHOLD, predict_volume
 from methods.base import Method
@@ -133,18 +133,19 @@ def score_case(
                 verify_against_medpy(values, mask, label, geometry[0])
             scores.append({"case": case, "head": output, "post": post, **values})
             if (output, post) == (head, options.post):
-                write_case(folder, case, image, label, mask, geometry, scores[-1], options.skip)
+                write_prediction(folder, case, image, label, mask, geometry, scores[-1], options.skip)
     return scores
 
 
-def write_case(folder, case, image, label, mask, geometry, score: Score, skip: Sequence[str]) -> None:
+def write_prediction(folder, case, image, label, mask, geometry, score: Score, skip: Sequence[str]) -> None:
     """The reported prediction as NIfTI and as a picture."""
     if "predictions" not in skip:
         (folder / runs.PREDICTIONS).mkdir(exist_ok=True)
         write_nifti(folder / runs.PREDICTIONS / f"{case}.nii.gz", mask, *geometry)
     if "figures" not in skip:
         (folder / runs.FIGURES).mkdir(exist_ok=True)
-        title = f"{case}\nDice {number('dice', score['dice'])} %, 95HD {number('hd95_vox', score['hd95_vox'])} voxels"
+        dice, hd95 = (metric_text(metric, score[metric]) for metric in ("dice", "hd95_vox"))
+        title = f"{case}\nDice {dice} %, 95HD {hd95} voxels"
         path, lps = folder / runs.FIGURES / f"{case}.png", axes_are_lps(geometry[2])
         case_figure(image, label, {"prediction": mask}, path, title, geometry[0], anatomical=lps)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluation.metrics import largest_component
+from evaluation.metrics import MM3_PER_ML, largest_component
 from inference.ensemble import PROB, SDM, Member, load_member
 from inference.onnx_export import OPSET, export_onnx
 from inference.plan import Plan, by, find_inputs, is_raw
@@ -29,7 +29,6 @@ from utils.machine import available_memory
 ONE_FILE = {".nii": "nii.gz", ".mhd": "mha"}  # formats that are written in another way than they are read
 SMALLER_BOX = f"give a smaller --roi, or {flags.LESS_WINDOW}"
 FAILED = 1  # exit status if some scan could not be segmented
-MM3_PER_ML = 1000
 NOTICE = "Accuracy on uncropped scans is not measured. Not for clinical use."
 
 
@@ -49,7 +48,7 @@ def segment_all(members: Sequence[Member], asked: Namespace) -> int:
     scans = find_inputs(files.repository_path(asked.input))
     device = on_device(members)
     folder = files.repository_path(asked.output)
-    predictions = Predictions(folder, settings(members, asked), asked.resume, asked.overwrite)
+    predictions = Predictions(folder, record_of(members, asked), asked.resume, asked.overwrite)
     outputs = {case: output_paths(folder, case, path, asked) for case, path in scans.items()}
     predictions.claim(scans.values(), [path for paths in outputs.values() for path in paths.values()])
     todo = predictions.missing(scans, {case: paths["mask"] for case, paths in outputs.items()})
@@ -100,7 +99,7 @@ def output_paths(folder: Path, case: str, scan: Path, asked: Namespace) -> dict[
     return {**maps, "mask": folder / f"{case}.{suffix}"}
 
 
-def settings(members: Sequence[Member], asked: Namespace) -> dict[str, Any]:
+def record_of(members: Sequence[Member], asked: Namespace) -> dict[str, Any]:
     """What decides a mask, as plain data."""
     of_the_command = {name: getattr(asked, name) for name in ("weights", "roi", "post", "tta", "save", "format")}
     return {**of_the_command, "runs": [member.settings() for member in members], "notice": NOTICE}

@@ -19,7 +19,7 @@ from methods.dual_head import DualHeadMethod
 from networks.critics import SDMCritic, critic_optimizer
 from options.methods import SASSNetFlags
 
-UNLABELED, LABELED = 0, 1  # classes of the critic
+UNLABELED_CLASS, LABELED_CLASS = 0, 1  # classes of the critic
 CRITIC_WIDTH = 4  # in units of the V-Net's: 64 filters beside 16, as published
 
 
@@ -37,7 +37,7 @@ class SASSNet(SASSNetFlags, DualHeadMethod):
         terms = self.supervised_terms(heads, batch)
         with evaluating(self.critic):  # a verdict without dropout
             verdict = self.critic(heads["sdm"][batch.num_labeled :], batch.image[batch.num_labeled :])  # (B - L, 2)
-        passing = F.cross_entropy(verdict, torch.full_like(verdict[:, 0], LABELED, dtype=torch.long))
+        passing = F.cross_entropy(verdict, torch.full_like(verdict[:, 0], LABELED_CLASS, dtype=torch.long))
         terms["adversarial"] = self.consistency_weight(iteration) * passing
         self.monitor["adversarial_raw"] = passing.detach()
         return terms
@@ -65,7 +65,7 @@ class SASSNet(SASSNetFlags, DualHeadMethod):
 def critic_target(batch: Batch) -> Tensor:
     """Class of every case of a batch, (B,) int64: the labeled ones come first."""
     order = torch.arange(len(batch.image), device=batch.image.device)
-    return torch.where(order < batch.num_labeled, LABELED, UNLABELED)
+    return torch.where(order < batch.num_labeled, LABELED_CLASS, UNLABELED_CLASS)
 
 
 @contextmanager

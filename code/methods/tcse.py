@@ -18,9 +18,9 @@ from dataloaders.batch import Batch
 from methods.base import Terms
 from methods.mean_teacher import MeanTeacherMethod
 from options.methods import TCSEFlags
+from utils.constants import PLANE
 from utils.losses import dice_ce_loss, foreground_prob, masked_mean
 
-PLANE = (1, 2)  # in-plane axes of (C, W, H, D)
 SLACK = 1e-5  # of half the field of view: rounding at its border
 
 

@@ -25,7 +25,7 @@ STAGES = (
     | {f"decoder.{level}": f"block_{NUMBERS[5 + level]}.conv" for level in range(4)}
 )
 FIRST = "block_one.conv.0.weight"  # every published file has it; its length is the width of the network
-OUTPUTS = ("out_conv", "out_conv2")
+OUTPUT_LAYERS = ("out_conv", "out_conv2")
 SEGMENTATION_HEADS = {1: "seg", 2: "softmax"}  # by number of channels
 OPTIONAL = "num_batches_tracked"  # a counter without effect here, absent from files of PyTorch 0.4.0 and older
 
@@ -74,7 +74,7 @@ def _tensors(value: Any) -> Weights:
 
 def _head_layers(weights: Weights) -> dict[str, str]:
     """{head of this project: layer of the file}."""
-    channels = {layer: len(weights[f"{layer}.weight"]) for layer in OUTPUTS if f"{layer}.weight" in weights}
+    channels = {layer: len(weights[f"{layer}.weight"]) for layer in OUTPUT_LAYERS if f"{layer}.weight" in weights}
     layers = {}
     if "out_conv2" in channels and channels.get("out_conv") == 1:
         layers["sdm"] = "out_conv"
@@ -105,7 +105,7 @@ def _require_fit(network: VNet, weights: Weights, names: dict[str, str], path: P
         raise InputError(f"{path}, of width {width}, is for batch norm: give --norm batch and --n_filters {width}")
     ours = {theirs: network.state_dict()[name].shape for name, theirs in names.items()}
     missing = [name for name in ours if name not in weights and not name.endswith(OPTIONAL)]
-    foreign = [name for name in weights if name not in ours and not name.startswith(OUTPUTS)]
+    foreign = [name for name in weights if name not in ours and not name.startswith(OUTPUT_LAYERS)]
     unlike = [name for name in ours if name in weights and weights[name].shape != ours[name]]
     for problem, where in {"is missing": missing, "is not part of it": foreign, "has another shape": unlike}.items():
         if where:

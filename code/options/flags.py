@@ -15,7 +15,7 @@ from utils.schedules import RAMP_UNIT
 OFFICIAL = REPOSITORY / "data" / "LA"  # where the official lists are, whatever --root_path holds
 LISTS = ("train.list", "test.list")  # in a data folder; those of another --split have its name before theirs
 PAPER_ITERATIONS = 6000  # what schedule lengths are fractions of
-NETWORKS = ("vnet", "residual_unet")  # the keys of networks.NETWORKS, which needs PyTorch
+NETWORK_NAMES = ("vnet", "residual_unet")  # the keys of networks.NETWORKS, which needs PyTorch
 MAX_SEED = 2**63 - 1  # what PyTorch takes
 COMMON = (  # what --help of a training run shows; --help_all shows the rest
     "method preset root_path labelnum exp resume overwrite max_iterations batch_size labeled_bs base_lr patch_size "
@@ -104,8 +104,8 @@ def add_training_options(parser: ArgumentParser) -> None:
     network = parser.add_argument_group("network")
     network.add_argument(
         "--network",
-        choices=NETWORKS,
-        default=NETWORKS[0],
+        choices=NETWORK_NAMES,
+        default=NETWORK_NAMES[0],
         help="V-Net, as in the papers, or a residual-encoder U-Net after nnU-Net's",
     )
     network.add_argument(

@@ -21,13 +21,16 @@ from utils.errors import InputError
 from utils.files import atomic
 
 BASELINE = "v_net"
-CURVES = {"v_net": ("V-Net", "#0072B2"), "dtml": ("DTML", "#D55E00")}  # rows that are drawn over the number of labels
-EFFICIENCY = (*CURVES, "dtml_sdm", "dtml_mean")  # rows of the table over the number of labels
+EFFICIENCY_CURVES = {
+    "v_net": ("V-Net", "#0072B2"),
+    "dtml": ("DTML", "#D55E00"),
+}  # rows that are drawn over the number of labels
+EFFICIENCY = (*EFFICIENCY_CURVES, "dtml_sdm", "dtml_mean")  # rows of the table over the number of labels
 TABLE_LABELS = 8  # labeled scans of the table that compares methods
 FACTORS = pd.Series({"dice": 100, "jaccard": 100, "asd_vox": 1, "hd95_vox": 1})  # of the metrics' units
-COLUMNS = ["row", "labeled", "unlabeled", "seeds", "iterations", *FACTORS.index]
-COLUMNS += ["difference", "difference_low", "difference_high", "seconds"]
-PAIRS = (  # of the paper's Tables 1 and 2: (first, second)
+BENCHMARK_COLUMNS = ["row", "labeled", "unlabeled", "seeds", "iterations", *FACTORS.index]
+BENCHMARK_COLUMNS += ["difference", "difference_low", "difference_high", "seconds"]
+BENCHMARK_PAIRS = (  # of the paper's Tables 1 and 2: (first, second)
     *(("v_net", "dtml_labeled"), ("m_d", "dtml_labeled"), ("dtml_labeled", "dtml")),
     *(("dtml_dis", "dtml"), ("dtml_both", "dtml"), ("dtml_dis_sdm", "dtml_sdm"), ("dtml_both_sdm", "dtml_sdm")),
 )
@@ -36,7 +39,7 @@ SUMMARY = "summary.json"  # of a stored run: metrics.json without the scores of 
 SETTING = ["unlabeled", "iterations"]  # the same in all runs of a row
 
 
-def read_scores(folder: Path) -> pd.DataFrame:
+def stored_scores(folder: Path) -> pd.DataFrame:
     """A line per stored run, output and case, without component filter, metrics in their units.
 
     An output that is not the reported one is a row of its own, <row>_<output>.
@@ -81,10 +84,10 @@ def table(scores: pd.DataFrame, every: pd.DataFrame) -> pd.DataFrame:
         line["seconds"] = round(row.groupby("seed")["seconds"].first().mean())
         baseline = every[(every["row"] == BASELINE) & (every["labeled"] == labeled)]
         if name != BASELINE and len(baseline) and (pair := paired(baseline, row, "dice")):
-            ends = zip(COLUMNS[-4:-1], crossed_difference(*pair)[:3], strict=True)
+            ends = zip(BENCHMARK_COLUMNS[-4:-1], crossed_difference(*pair)[:3], strict=True)
             line |= {end: f"{value:+.2f}" for end, value in ends}
         lines.append(line)
-    return pd.DataFrame(lines, columns=COLUMNS).astype(object).fillna("").astype(str)
+    return pd.DataFrame(lines, columns=BENCHMARK_COLUMNS).astype(object).fillna("").astype(str)
 
 
 def table_markdown(lines: pd.DataFrame) -> str:
@@ -100,10 +103,10 @@ def table_markdown(lines: pd.DataFrame) -> str:
 
 
 def pairs_markdown(scores: pd.DataFrame) -> str:
-    """Second minus first of PAIRS in every metric: mean, interval, and the paired t-test over cases of the paper."""
+    """Second minus first of BENCHMARK_PAIRS in every metric: mean, interval, and the paper's t-test over cases."""
     rows = dict(list(scores.groupby("row")))
     cells = []
-    for first, second in PAIRS:
+    for first, second in BENCHMARK_PAIRS:
         for metric in FACTORS.index if {first, second} <= rows.keys() else ():
             theirs, ours = paired(rows[first], rows[second], metric)
             mean, low, high = crossed_difference(theirs, ours)[:3]
@@ -117,20 +120,22 @@ def label_efficiency_figure(scores: pd.DataFrame, path: Path) -> None:
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    rows = {name: scores[scores["row"] == name] for name in CURVES}
-    for name, (title, color) in CURVES.items():
+    rows = {name: scores[scores["row"] == name] for name in EFFICIENCY_CURVES}
+    for name, (title, color) in EFFICIENCY_CURVES.items():
         seeds = rows[name].groupby(["labeled", "seed"])["dice"].mean()
         left.plot(seeds.groupby("labeled").mean(), "-", color=color, label=title)
         left.plot(seeds.index.get_level_values("labeled"), seeds, ".", color=color, alpha=0.7)
     left.set(ylabel="Dice [%]")
     left.legend(frameon=False, loc="lower right")
     right.axhline(0, color="0.6", linewidth=0.8)
-    labels = sorted(scores[scores["row"].isin(CURVES)]["labeled"].unique())
+    labels = sorted(scores[scores["row"].isin(EFFICIENCY_CURVES)]["labeled"].unique())
     for n in labels:
         pair = paired(*(row[row["labeled"] == n] for row in rows.values()), "dice")
         if pair:
             mean, low, high = crossed_difference(*pair)[:3]
-            right.errorbar([n], [mean], [[mean - low], [high - mean]], fmt="o", color=CURVES["dtml"][1], capsize=3)
+            right.errorbar(
+                [n], [mean], [[mean - low], [high - mean]], fmt="o", color=EFFICIENCY_CURVES["dtml"][1], capsize=3
+            )
     right.set(ylabel="DTML minus V-Net, Dice points")
     for axes in (left, right):
         axes.set(xlabel="labeled scans", xscale="log")
@@ -143,7 +148,7 @@ def label_efficiency_figure(scores: pd.DataFrame, path: Path) -> None:
 
 def write_benchmark(folder: Path) -> None:
     """All tables and the figure of a folder."""
-    scores = read_scores(folder / "runs")
+    scores = stored_scores(folder / "runs")
     of_tables = scores[scores["labeled"] == TABLE_LABELS]
     methods, efficiency = table(of_tables, scores), table(scores[scores["row"].isin(EFFICIENCY)], scores)
     texts = {"table.md": f"{table_markdown(methods)}\n", "pairs.md": f"{pairs_markdown(of_tables)}\n"}

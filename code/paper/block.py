@@ -6,7 +6,7 @@ from typing import Any
 
 from dataloaders.case_files import scan_list
 from dataloaders.split import are_official, cases_of_training
-from evaluation.tables import COLUMNS, text_table
+from evaluation.tables import METRIC_COLUMNS, text_table
 from options.flags import LISTS, OFFICIAL, list_paths
 from paper.systems import PrintedRow, printed_row
 
@@ -38,7 +38,8 @@ def printed_table(row: PrintedRow) -> str:
     metrics = (row.dice_percent, row.jaccard_percent, row.asd_vox, row.hd95_vox)
     label = f"{row.name}, {row.labeled} labeled + {row.unlabeled} unlabeled"
     return text_table(
-        ["as printed", *(heading for heading, _, _ in COLUMNS.values())], [[label, *(f"{x:.2f}" for x in metrics)]]
+        ["as printed", *(heading for heading, _, _ in METRIC_COLUMNS.values())],
+        [[label, *(f"{x:.2f}" for x in metrics)]],
     )
 
 

@@ -29,7 +29,7 @@ from utils.files import atomic
 
 TRUTH = "ground truth"
 CONTOURS = {TRUTH: (figures.LABEL_COLOR, 1.8), "prediction": (figures.PREDICTION_COLORS[0], 0.8)}  # points
-DPI = 200
+PRINT_DPI = 200
 COLUMN, GUTTER, HEAD, CAPTION, FOOT, GAP = 2.1, 0.3, 0.3, 0.22, 0.65, 0.08  # inches
 FACES = 200_000  # of all surfaces together, before those that look away are left out: a PDF of 2 to 4 MB
 ELEVATION = np.deg2rad(20)
@@ -37,8 +37,8 @@ ELEVATION = np.deg2rad(20)
 VIEW = np.array([[-1, 0, 0], [0, -np.sin(ELEVATION), np.cos(ELEVATION)], [0, np.cos(ELEVATION), np.sin(ELEVATION)]])
 LIGHT = np.array([-0.4, 0.6, 0.7]) / np.linalg.norm([-0.4, 0.6, 0.7])  # in the rows of VIEW: from the upper left
 AMBIENT = 0.4  # brightness of a face in the shade
-FAR_MM = 5.0  # distance from which a surface has the last colour
-DISTANCES = LinearSegmentedColormap.from_list("distance", ["#EDEDED", "#E9A3C9", "#C51B7D", "#4D004B"])
+LAST_COLOR_MM = 5.0  # distance from which a surface has the last colour
+DISTANCE_COLORS = LinearSegmentedColormap.from_list("distance", ["#EDEDED", "#E9A3C9", "#C51B7D", "#4D004B"])
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def write_figure(cases: Sequence[Case], path: Path) -> list[Path]:
     for file in written:
         extra = {"metadata": {"CreationDate": None}} if file.suffix == ".pdf" else {}
         with rc_context({"pdf.fonttype": 42}), atomic(file) as temporary:  # fonts that journals accept
-            figure.savefig(temporary, format=file.suffix[1:], dpi=DPI, **extra)
+            figure.savefig(temporary, format=file.suffix[1:], dpi=PRINT_DPI, **extra)
     return written
 
 
@@ -136,7 +136,7 @@ def visible_surface(
     far = np.zeros(len(centres))
     if distance is not None:
         far = surfaces.sample(distance, centres)
-    return Surface(corners[:, :, :2], DISTANCES(far / FAR_MM)[:, :3] * brightness[:, None])
+    return Surface(corners[:, :, :2], DISTANCE_COLORS(far / LAST_COLOR_MM)[:, :3] * brightness[:, None])
 
 
 def surface_triangles(mask: np.ndarray, spacing_mm: Sequence[float], most: int) -> tuple[np.ndarray, np.ndarray]:
@@ -164,7 +164,7 @@ def _layout(
     height = HEAD + sum(talls) + (len(talls) - 1) * CAPTION + FOOT
     edges = {"left": GUTTER / width, "right": 1 - GAP / width, "top": 1 - HEAD / height, "bottom": FOOT / height}
     gaps = {"wspace": GAP / COLUMN, "hspace": CAPTION / np.mean(talls), "height_ratios": talls}
-    figure = Figure(figsize=(width, height), dpi=DPI)
+    figure = Figure(figsize=(width, height), dpi=PRINT_DPI)
     return figure, figure.subplots(len(talls), columns, squeeze=False, gridspec_kw=edges | gaps)
 
 
@@ -212,7 +212,7 @@ def _draw_legend(figure: Figure) -> None:
     lines = [Line2D([], [], color=color, linewidth=line) for color, line in CONTOURS.values()]
     figure.legend(lines, list(CONTOURS), loc="lower left", bbox_to_anchor=(0, 0), frameon=False, fontsize=8)
     bar = figure.add_axes((1.4 / width, 0.18 / height, 2.8 / width, 0.08 / height))
-    colors = ScalarMappable(Normalize(0, FAR_MM), DISTANCES)
+    colors = ScalarMappable(Normalize(0, LAST_COLOR_MM), DISTANCE_COLORS)
     scale = figure.colorbar(colors, cax=bar, orientation="horizontal", extend="max")
     scale.outline.set_linewidth(0.5)
     bar.tick_params(length=2, pad=1, labelsize=7)

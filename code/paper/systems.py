@@ -37,7 +37,7 @@ class PrintedRow(NamedTuple):
 # too, prints its Jaccard as 80.89) and Double-Uncertainty (Wang et al., MICCAI 2020). Table 2 does not state the
 # supervision of M_d; L_mask is a reading. Its row of M_s equals that of V-Net digit for digit: evidently taken over.
 # fmt: off
-ROWS = (
+PRINTED_ROWS = (
     PrintedRow("supervised", None, "V-Net", 80, 0, 91.14, 83.82, 1.52, 5.75, "DTML Table 3; upper bound"),
     PrintedRow("supervised", None, "V-Net", 16, 0, 86.03, 76.06, 3.51, 14.26, "DTML Table 3; with dropout"),
     PrintedRow("asdnet", None, "ASDNet", 16, 64, 87.90, 78.85, 2.08, 9.24,
@@ -67,10 +67,10 @@ def printed_row(method: str, labeled: int, unlabeled: int, variant: str | None =
         `seg_only`, `sdm_only` (one network).
     """
     asked = (method, labeled, unlabeled, variant)
-    return next((row for row in ROWS if (row.method, row.labeled, row.unlabeled, row.variant) == asked), None)
+    return next((row for row in PRINTED_ROWS if (row.method, row.labeled, row.unlabeled, row.variant) == asked), None)
 
 
-MIXED, LABELED, UPPER_BOUND = (16, 64), (16, 0), (80, 0)  # labeled and unlabeled scans of the paper's rows
+MIXED, LABELED_ONLY, UPPER_BOUND = (16, 64), (16, 0), (80, 0)  # labeled and unlabeled scans of the paper's rows
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,13 @@ class System:
         return f"{self.name} {options.labelnum}/{options.unlabelnum}"
 
 
-_EQUAL_TIME = {"variant": "equal_time", "scans": LABELED, "equal_time": ("dtml", "v_net")}
+_EQUAL_TIME = {"variant": "equal_time", "scans": LABELED_ONLY, "equal_time": ("dtml", "v_net")}
 _SYSTEMS = (  # in the order in which they are worth having: the baselines and DTML first
-    System("v_net", "V-Net", "supervised", scans=LABELED),
-    System("m_d", "M_d only", "dtml", ("--branch", "sdm", "--unlabelnum", "0"), "sdm_only", LABELED),
+    System("v_net", "V-Net", "supervised", scans=LABELED_ONLY),
+    System("m_d", "M_d only", "dtml", ("--branch", "sdm", "--unlabelnum", "0"), "sdm_only", LABELED_ONLY),
     System("dtml", "DTML", "dtml"),
     System("v_net_equal_time", "V-Net, DTML's seconds", "supervised", **_EQUAL_TIME),
-    System("dtml_labeled", "DTML", "dtml", ("--unlabelnum", "0"), scans=LABELED),
+    System("dtml_labeled", "DTML", "dtml", ("--unlabelnum", "0"), scans=LABELED_ONLY),
     System("ua_mt", "UA-MT", "ua_mt"),
     System("dtc", "DTC", "dtc"),
     System("sassnet", "SASSNet", "sassnet"),

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from evaluation.statistics import CONFIDENCE, MIN_CASES, PairedTest, holm, paired_test
-from evaluation.tables import COLUMNS, DISTANCES, number, text_table
+from evaluation.tables import DISTANCES, METRIC_COLUMNS, metric_text, text_table
 from paper.jobs import Scores
 from paper.systems import PAIRED_METRICS, PAIRS, SYSTEMS, TITLES
 from utils.files import atomic
@@ -17,10 +17,10 @@ POSTS = {"none": "measured", "lcc": "measured, filtered"}
 OPTIMISTIC = "OPTIMISTIC, NOT A RESULT: Dice [%] of the checkpoint that is best on the test list"
 OPTIMISTIC_NOTE = " The last column, and it alone, is chosen on the test list: best of all checkpoints of a run."
 FLATTERED = "optimistic_dice_not_a_result"  # the same column for programs
-HEADER = ["method", "labeled", "unlabeled", "source", *(heading for heading, _, _ in COLUMNS.values())]
+HEADER = ["method", "labeled", "unlabeled", "source", *(heading for heading, _, _ in METRIC_COLUMNS.values())]
 HEADER += ["seeds", "s / step", "GiB"]
-STATISTICS = [f"{metric}_{of}" for metric in COLUMNS for of in ("mean", "sd", "missed")]
-FIELDS = [*HEADER[:4], *STATISTICS, "seconds_per_step", "memory_gib", "seeds"]
+STATISTICS = [f"{metric}_{of}" for metric in METRIC_COLUMNS for of in ("mean", "sd", "missed")]
+RECORD_FIELDS = [*HEADER[:4], *STATISTICS, "seconds_per_step", "memory_gib", "seeds"]
 COUNTS = ["labeled", "unlabeled", "seeds", *(name for name in STATISTICS if name.endswith("missed"))]
 PAIRED_HEADER = ["second - first", "metric", f"difference [{CONFIDENCE:.0%}]", "cases", "t-test p", "Holm"]
 PAIRED_HEADER += ["Wilcoxon p", "effect d_z"]
@@ -62,12 +62,12 @@ def table_frame(rows: Rows, official: bool = True, optimistic: bool = False) -> 
     records = []
     for key, seeds in rows.items():
         if official and (row := SYSTEMS[key].printed) is not None:
-            means = {f"{metric}_mean": value for metric, value in zip(COLUMNS, row.metrics(), strict=True)}
+            means = {f"{metric}_mean": value for metric, value in zip(METRIC_COLUMNS, row.metrics(), strict=True)}
             scans = {"labeled": row.labeled, "unlabeled": row.unlabeled}
             records.append({"method": SYSTEMS[key].name, "source": "printed", **scans, **means})
         measured = [measured_record(seeds, post) | {"source": name} for post, name in POSTS.items() if seeds]
         records += [{"method": SYSTEMS[key].name, **record} for record in measured or [{"source": "not run yet"}]]
-    frame = pd.DataFrame(records, columns=[*FIELDS, *([FLATTERED] if optimistic else [])])
+    frame = pd.DataFrame(records, columns=[*RECORD_FIELDS, *([FLATTERED] if optimistic else [])])
     numbers = {name: float for name in frame.columns if name not in ("method", "source")}
     return frame.astype(numbers | dict.fromkeys(COUNTS, "Int64"))
 
@@ -76,7 +76,7 @@ def measured_record(seeds: Sequence[Scores], post: str) -> dict[str, Any]:
     """The reported output of a row under a filter, over its seeds."""
     options, record = seeds[0]["options"], {"seeds": len(seeds)}
     summaries = [scores["summary"][f"{scores['reported']['head']}/{post}"] for scores in seeds]
-    for metric, (_, factor, _) in COLUMNS.items():
+    for metric, (_, factor, _) in METRIC_COLUMNS.items():
         means = factor * pd.Series([summary[metric]["mean"] for summary in summaries], dtype=float)
         record[f"{metric}_mean"], record[f"{metric}_sd"] = means.mean(skipna=False), means.std(skipna=False)
         record[f"{metric}_missed"] = sum(summary[metric]["missed"] for summary in summaries)
@@ -115,7 +115,7 @@ def cells(line: Mapping[str, Any]) -> list[str]:
 
     scans, cost = [text("labeled"), text("unlabeled")], [text("seconds_per_step", ".2f"), text("memory_gib", ".1f")]
     flattered = [text(FLATTERED, ".2f")] if FLATTERED in line else []
-    return [line["method"], *scans, line["source"], *map(mean, COLUMNS), text("seeds"), *cost, *flattered]
+    return [line["method"], *scans, line["source"], *map(mean, METRIC_COLUMNS), text("seeds"), *cost, *flattered]
 
 
 # --- notes
@@ -177,7 +177,7 @@ def sources(rows: Rows) -> str:
 
 def paired_report(pair: tuple[str, str], rows: Rows) -> str:
     """Per-case statistics of two rows on all four metrics, for the terminal; empty without a common seed."""
-    return paired_text(paired_lines([pair], rows, tuple(COLUMNS)))
+    return paired_text(paired_lines([pair], rows, tuple(METRIC_COLUMNS)))
 
 
 def paired_text(lines: Sequence[Sequence[str]]) -> str:
@@ -209,11 +209,11 @@ def paired_lines(pairs: Sequence[tuple[str, str]], rows: Rows, metrics: Sequence
     lines = []
     for ((name, metric), test), adjusted in zip(tests.items(), corrected, strict=True):
         d = test.difference
-        interval = f"{number(metric, d.mean)} [{number(metric, d.low)}, {number(metric, d.high)}]"
+        interval = f"{metric_text(metric, d.mean)} [{metric_text(metric, d.low)}, {metric_text(metric, d.high)}]"
         few = d.pairs < MIN_CASES
         p_values = ["-" if few or math.isnan(p) else f"{p:.2g}" for p in (test.t_p, adjusted, test.wilcoxon_p)]
         effect = "-" if math.isnan(test.effect) else f"{test.effect:.2f}"
-        lines.append([name, COLUMNS[metric][0], interval, str(d.pairs), *p_values, effect])
+        lines.append([name, METRIC_COLUMNS[metric][0], interval, str(d.pairs), *p_values, effect])
     return lines
 
 
@@ -226,10 +226,10 @@ def case_means(scores: Sequence[Scores], seeds: set[int]) -> pd.DataFrame:
         for case in s["cases"]
         if (case["head"], case["post"]) == (s["reported"]["head"], "none")
     ]
-    frame = pd.DataFrame(cases).astype(dict.fromkeys(COLUMNS, float))
+    frame = pd.DataFrame(cases).astype(dict.fromkeys(METRIC_COLUMNS, float))
     for metric in DISTANCES:  # a missed case is charged as in evaluation/metrics.py
         frame[metric] = frame[metric].fillna(frame["diagonal_vox"])
-    return frame.groupby("case")[list(COLUMNS)].mean()
+    return frame.groupby("case")[list(METRIC_COLUMNS)].mean()
 
 
 def _label(key: str, rows: Rows) -> str:

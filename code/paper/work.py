@@ -19,6 +19,7 @@ from paper.systems import FIGURE, SYSTEMS, TABLES
 from paper.tables import paired_report, write_table
 from runtime import runs
 from runtime.journal import read_curves
+from runtime.workers import STOP_SIGNALS
 from utils import files
 from utils.errors import InputError
 from utils.files import repository_path
@@ -26,8 +27,8 @@ from utils.files import repository_path
 CODE = Path(__file__).resolve().parents[1]
 CRITIC_LOSSES = "loss/critic"  # how those of the adversarial methods begin: another player's objective
 KEPT = (runs.OPTIONS, runs.CURVES, runs.METRICS_CSV, runs.METRICS_JSON)  # of a run; the last one says: done
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-STOPPED = {128 + number for number in STOP_SIGNALS} | {-number for number in STOP_SIGNALS}  # as a child's status
+HEEDED_SIGNALS = (*STOP_SIGNALS, signal.SIGHUP)
+STOPPED = {128 + number for number in HEEDED_SIGNALS} | {-number for number in HEEDED_SIGNALS}  # as a child's status
 
 
 def reproduce(options: Namespace, handed_on: Sequence[str]) -> None:
@@ -153,7 +154,7 @@ def run_script_of(command: Sequence[str], lock: int) -> None:
         for child in children:
             child.terminate()
 
-    heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # not under nohup
+    heeded = [number for number in HEEDED_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # not under nohup
     handlers = {number: signal.signal(number, pass_on) for number in heeded}
     try:
         call = [sys.executable, str(CODE / command[0]), *command[1:]]

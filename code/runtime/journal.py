@@ -15,7 +15,7 @@ from utils import files
 
 WRITE_EVERY = 5.0  # seconds between two writings of curves.csv, which is written whole
 
-Row = dict[str, float]
+CurveRow = dict[str, float]
 
 
 class Journal:
@@ -98,7 +98,7 @@ class Silence:
         """Nothing is open."""
 
 
-def read_curves(folder: Path) -> list[Row]:
+def read_curves(folder: Path) -> list[CurveRow]:
     """Rows of curves.csv; empty where there is none."""
     path = folder / runs.CURVES
     if not path.exists():

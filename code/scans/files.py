@@ -30,7 +30,7 @@ NIFTI = (".nii.gz", ".nii")
 SEGMENTATION = ".seg.nrrd"  # of 3D Slicer: a label, of the part of the scan that it needs
 READABLE = (*NIFTI, SEGMENTATION, ".nrrd", ".nhdr", ".mha", ".mhd")
 WRITABLE = (".nii.gz", ".nrrd", ".mha")  # each a single file, so that it can appear whole or not at all
-OUTPUT = "--output"  # flag that names the folder of what is written
+OUTPUT_FLAG = "--output"  # flag that names the folder of what is written
 GZIP = b"\x1f\x8b"
 GRID_TOLERANCE = 0.05  # voxels by which corners may differ on one grid: headers are rounded, in NIfTI to float32
 LEAST_VOLUME = 1e-3  # spanned by the unit vectors of the axes, 1 for orthogonal ones
@@ -281,7 +281,7 @@ def write_scan(path: Path | str, array: np.ndarray, affine: np.ndarray, header: 
     if not path.name.endswith(WRITABLE):
         raise InputError(f"{path} cannot be written; name a scan {', '.join(WRITABLE)}")
     if path.name.endswith(".nii.gz"):
-        write_with_affine(path, array, affine, header, OUTPUT)
+        write_with_affine(path, array, affine, header, OUTPUT_FLAG)
         return
     scan = Scan(stored(array), np.asarray(affine, dtype=np.float64))
     if not np.allclose(scan.direction.T @ scan.direction, np.eye(3), atol=1e-4):
@@ -290,7 +290,7 @@ def write_scan(path: Path | str, array: np.ndarray, affine: np.ndarray, header: 
     image.SetSpacing(scan.spacing_mm)
     image.SetOrigin(scan.origin_mm)
     image.SetDirection(scan.direction.ravel().tolist())
-    with atomic(path, OUTPUT) as temporary, tempfile.TemporaryDirectory() as folder:
+    with atomic(path, OUTPUT_FLAG) as temporary, tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / f"draft{path.suffix}"  # ITK takes the format from the suffix
         try:
             sitk.WriteImage(image, str(draft), useCompression=True)

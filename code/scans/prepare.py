@@ -19,9 +19,9 @@ from dataloaders.case_files import (
     CASE_FILE,
     DEST,
     DIRECTION_KEY,
+    LABEL_ROUNDING,
     MANIFEST,
     ORIGIN_KEY,
-    ROUNDING,
     SPACING_KEY,
     VOXELS_KEY,
     case_path,
@@ -37,7 +37,7 @@ from utils.machine import available_memory
 from utils.resample import Size
 
 SOURCE_KEY = "source"  # attribute of a prepared case: its line of the manifest, and the settings
-VERSION = 1  # of what is done below: raise it with whatever changes an array
+RECIPE_VERSION = 1  # of what is done below: raise it with whatever changes an array
 ML_PER_MM3 = 1e-3
 LEAST_UPRIGHT = 0.999  # of the volume that orthogonal axes would give a voxel; 0.966 at a tilt of 15 degrees
 MOST_VALUES = 100  # of a label; an image has more
@@ -103,7 +103,7 @@ def prepare_folder(
     A folder that was prepared with other settings is an `InputError`, unless `overwrite` is set; one with cases that
     were not prepared at all always is.
     """
-    head = {"settings": {"version": VERSION, **recipe.settings}, "split": dict(split or {})}
+    head = {"settings": {"version": RECIPE_VERSION, **recipe.settings}, "split": dict(split or {})}
     head = json.loads(json.dumps(head))  # as it will be read again
     old = _claim(dest, head, overwrite)
     with writing(dest, DEST):
@@ -264,7 +264,7 @@ def _read_mask(source: RawCase, scan: Scan, recipe: Recipe) -> tuple[np.ndarray,
     if off > recipe.grid_tolerance:
         raise InputError(_misfit(source, scan, label, off))
     values = np.unique(array)
-    whole = np.isfinite(values).all() and bool((np.abs(values - np.round(values)) <= ROUNDING).all())
+    whole = np.isfinite(values).all() and bool((np.abs(values - np.round(values)) <= LABEL_ROUNDING).all())
     if not whole:
         raise InputError(f"{source.label} holds values that are no whole numbers; give a label, not a probability map")
     if array.dtype.kind == "f":

@@ -11,7 +11,7 @@ from utils.resample import Size
 Box = tuple[slice, slice, slice]
 
 FULL, CENTER = "full", "center"
-ROUNDING = 1e-6  # voxels by which an edge may miss a whole number
+EDGE_ROUNDING = 1e-6  # voxels by which an edge may miss a whole number
 AXIS = re.compile(r"(\d*):(\d*)")
 
 
@@ -65,7 +65,7 @@ def moved(box: Box, matrix: np.ndarray, shape: Size) -> Box:
     """A box on another grid, whose axes run along the same directions; voxel k covers [k - 0.5, k + 0.5]."""
     corners = np.array([[axis.start - 0.5 for axis in box], [axis.stop - 0.5 for axis in box]])
     moved = corners @ matrix[:3, :3].T + matrix[:3, 3] + 0.5
-    low = np.floor(moved.min(axis=0) + ROUNDING).astype(int)
-    high = np.ceil(moved.max(axis=0) - ROUNDING).astype(int)
+    low = np.floor(moved.min(axis=0) + EDGE_ROUNDING).astype(int)
+    high = np.ceil(moved.max(axis=0) - EDGE_ROUNDING).astype(int)
     bounds = zip(np.maximum(low, 0).tolist(), np.minimum(high, shape).tolist(), strict=True)
     return tuple(slice(a, b) for a, b in bounds)

@@ -11,7 +11,7 @@ from utils.sdm import signed_distance_batch
 
 @pytest.fixture
 def few_cases(monkeypatch):
-    monkeypatch.setattr(data, "LABELED", 2)
+    monkeypatch.setattr(data, "LABELED_CASES", 2)
     monkeypatch.setattr(data, "FEW", 4)
     monkeypatch.setattr(data, "MANY", 12)
     monkeypatch.setattr(data, "BATCHES", 3)

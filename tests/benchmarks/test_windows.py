@@ -2,7 +2,7 @@ import pytest
 
 import test_LA
 import train
-from benchmarks.windows import compare_windows, paper_stride, settings, window_table
+from benchmarks.windows import compare_windows, paper_stride, window_settings, window_table
 from options.flags import protocol_defaults
 from utils.errors import InputError
 
@@ -16,9 +16,9 @@ def test_the_strides_of_the_paper_are_scaled_like_the_patch():
 
 
 def test_every_row_is_made_of_flags_of_a_test():
-    for flags in settings(PATCH).values():
+    for flags in window_settings(PATCH).values():
         assert test_LA.make_parser().parse_args(["--exp", "a", *flags])
-    rows = list(settings(PATCH))
+    rows = list(window_settings(PATCH))
     assert "--amp off" in rows[0] and "--protocol fast" in rows and "--protocol whole" in rows
 
 
@@ -27,7 +27,7 @@ def test_a_row_for_every_setting_from_the_scores_of_a_run(phantom, tmp_path, cap
     size = ["--preset", "demo", "--patch_size", *map(str, PATCH), "--max_iterations", "1", "--image_every", "0"]
     train.main([*where, *size, "--method", "supervised", "--labelnum", "2"])
     rows = compare_windows(where)
-    assert [row["flags"] for row in rows] == list(settings(PATCH))
+    assert [row["flags"] for row in rows] == list(window_settings(PATCH))
     first, by_flags = rows[0], {row["flags"]: row for row in rows}
     assert first["change"] == 0 and first["change_sd"] == 0 and first["ratio"] == 1
     for row in rows:

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from evaluation.metrics import summarise
-from evaluation.tables import case_table, number, pick, summary_table, text_table
+from evaluation.tables import case_table, metric_text, pick, summary_table, text_table
 
 
 def score(case, dice, asd=2.0, head="seg", post="none"):
@@ -29,8 +29,8 @@ def test_text_table_aligns_its_columns():
 
 
 def test_number_has_the_unit_of_the_papers():
-    assert number("dice", 0.90123) == "90.12" and number("asd_vox", 1.825) in ("1.82", "1.83")
-    assert number("hd95_vox", math.nan) == number("dice", math.inf) == "-"
+    assert metric_text("dice", 0.90123) == "90.12" and metric_text("asd_vox", 1.825) in ("1.82", "1.83")
+    assert metric_text("hd95_vox", math.nan) == metric_text("dice", math.inf) == "-"
 
 
 def test_case_table_counts_the_missed_cases_where_there_are_any():

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from inference.ensemble import Predictor
-from inference.onnx_export import INPUT, OPSET, OUTPUT, export_onnx
+from inference.onnx_export import INPUT_NAME, OPSET, OUTPUT_NAME, export_onnx
 from methods import METHODS
 from utils.errors import EXTRAS
 
@@ -30,7 +30,7 @@ def network_of(
 
 def ran(path, image: torch.Tensor) -> np.ndarray:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return session.run([OUTPUT], {INPUT: image.numpy()})[0]
+    return session.run([OUTPUT_NAME], {INPUT_NAME: image.numpy()})[0]
 
 
 @pytest.mark.slow  # the fast set exports a V-Net in the example of docs/predict.md

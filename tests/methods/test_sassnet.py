@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from methods.sassnet import LABELED, UNLABELED, critic_target, evaluating
+from methods.sassnet import LABELED_CLASS, UNLABELED_CLASS, critic_target, evaluating
 from utils.schedules import rampup
 
 ITERATION = 150  # of 200
@@ -12,7 +12,7 @@ ITERATION = 150  # of 200
 @pytest.mark.parametrize(("labeled", "unlabeled"), [(2, 2), (1, 3), (3, 1)])
 def test_targets_follow_the_layout_of_the_batch(make_batch, labeled, unlabeled):
     target = critic_target(make_batch(labeled, unlabeled, size=16))
-    assert target.tolist() == [LABELED] * labeled + [UNLABELED] * unlabeled
+    assert target.tolist() == [LABELED_CLASS] * labeled + [UNLABELED_CLASS] * unlabeled
 
 
 def test_terms_are_those_of_the_public_implementation(build, make_batch):
@@ -22,8 +22,8 @@ def test_terms_are_those_of_the_public_implementation(build, make_batch):
     sdm = method.network(batch.image)["sdm"]
     verdict = method.critic(sdm, batch.image).log_softmax(dim=1)
     weight = 0.01 * rampup(ITERATION, 200)
-    torch.testing.assert_close(terms["adversarial"], -weight * verdict[1:, LABELED].mean())
-    said = [verdict[0, LABELED], verdict[1, UNLABELED], verdict[2, UNLABELED]]
+    torch.testing.assert_close(terms["adversarial"], -weight * verdict[1:, LABELED_CLASS].mean())
+    said = [verdict[0, LABELED_CLASS], verdict[1, UNLABELED_CLASS], verdict[2, UNLABELED_CLASS]]
     torch.testing.assert_close(terms["critic"], -torch.stack(said).mean())
     assert set(terms) == {"seg", "sdm", "adversarial", "critic"}
 

@@ -13,7 +13,7 @@ from utils.errors import InputError
 
 ITERATION = 150  # of 200
 SIZE = 16  # of the cubes: the smallest that the V-Net takes
-FLIPS = [(), (1,), (2,), (1, 2)]
+FLIPS = ((), (-3,), (-2,), (-3, -2))
 
 
 class Pointwise(nn.Module):

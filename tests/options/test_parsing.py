@@ -256,4 +256,4 @@ def test_the_short_help_shows_common_flags_and_the_whole_one_all(method, capsys)
 def test_networks_are_those_of_the_room_that_needs_pytorch():
     from networks import NETWORKS
 
-    assert flags.NETWORKS == tuple(NETWORKS)
+    assert flags.NETWORK_NAMES == tuple(NETWORKS)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from evaluation.statistics import crossed_difference
-from paper.benchmark_tables import COLUMNS, paired, read_scores, table, write_benchmark
+from paper.benchmark_tables import BENCHMARK_COLUMNS, paired, stored_scores, table, write_benchmark
 from utils.errors import InputError
 
 CASES = ("a", "b", "c")
@@ -53,7 +53,7 @@ def test_table_of_seeds_labels_and_outputs(results):
     made = lines(folder / "table.csv")
     assert set(made) == {("v_net", "8"), ("dtml", "8"), ("dtml_mean", "8")}
     v_net, dtml = made["v_net", "8"], made["dtml", "8"]
-    assert list(v_net) == COLUMNS
+    assert list(v_net) == BENCHMARK_COLUMNS
     assert (v_net["seeds"], v_net["unlabeled"], v_net["iterations"], v_net["seconds"]) == ("2", "0", "100", "65")
     assert (v_net["dice"], v_net["hd95_vox"], v_net["difference"]) == (f"{100 * first.mean():.2f}", "2.00", "")
     expected = 100 * np.array(crossed_difference(first, second)[:3])
@@ -72,7 +72,7 @@ def test_only_seeds_and_cases_of_both_are_compared(results):
     for seed in (0, 1):
         add(f"v_net_seed{seed}", {"seg": [0.5, 0.5, 0.5]})
     add("dtml_seed1", {"seg": [0.5, 0.6, 0.7]}, unlabelnum=5)
-    rows = dict(list(read_scores(folder / "runs").groupby("row")))
+    rows = dict(list(stored_scores(folder / "runs").groupby("row")))
     theirs, ours = paired(rows["v_net"], rows["dtml"], "dice")
     assert theirs.tolist() == [[50, 50, 50]] and ours.tolist() == [[50, 60, 70]]
 
@@ -80,7 +80,7 @@ def test_only_seeds_and_cases_of_both_are_compared(results):
 def test_a_row_without_baseline_of_its_labels_has_no_difference(results):
     folder, add = results
     add("dtml_seed0", {"seg": [0.5, 0.6, 0.7]}, unlabelnum=5)
-    scores = read_scores(folder / "runs")
+    scores = stored_scores(folder / "runs")
     assert table(scores, scores)["difference"].tolist() == [""]
 
 
@@ -89,11 +89,11 @@ def test_runs_of_other_settings_are_no_row(results):
     add("v_net_seed0", {"seg": [0.5, 0.5, 0.5]})
     add("v_net_seed1", {"seg": [0.5, 0.5, 0.5]}, iterations=200)
     with pytest.raises(InputError, match="v_net_seed1"):
-        read_scores(folder / "runs")
+        stored_scores(folder / "runs")
 
 
 def test_a_folder_of_another_name(results):
     folder, add = results
     add("v_net", {"seg": [0.5, 0.5, 0.5]})
     with pytest.raises(InputError, match="v_net"):
-        read_scores(folder / "runs")
+        stored_scores(folder / "runs")

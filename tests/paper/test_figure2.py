@@ -5,8 +5,8 @@ from PIL import Image
 from dataloaders import case_files
 from paper import figure2
 from paper.figure2 import (
-    DISTANCES,
-    FAR_MM,
+    DISTANCE_COLORS,
+    LAST_COLOR_MM,
     Case,
     case_surfaces,
     load_case,
@@ -104,7 +104,7 @@ def test_colour_is_the_distance_to_the_experts_surface():
     expert, same, smaller = case_surfaces(case, MANY)
     np.testing.assert_allclose(hue(expert), np.broadcast_to(1.0, hue(expert).shape), atol=1e-6)  # a gray: distance 0
     np.testing.assert_allclose(hue(same), hue(expert), atol=0.12)
-    third = np.array(DISTANCES(3.0 / FAR_MM)[:3])
+    third = np.array(DISTANCE_COLORS(3.0 / LAST_COLOR_MM)[:3])
     np.testing.assert_allclose(np.median(hue(smaller), axis=0), third / third.max(), atol=0.1)
 
 
@@ -115,7 +115,7 @@ def test_each_face_has_the_colour_of_its_own_place():
     both[36:44, 6:14, 4:12] = True  # far off, to the patient's left
     _, surface = case_surfaces(Case("", np.zeros(label.shape), label, (0.5, 1.0, 2.0), {"both": both}), MANY)
     left = surface.corners[:, 0, 0] < -0.5 * 25
-    far = np.array(DISTANCES(1.0)[:3])
+    far = np.array(DISTANCE_COLORS(1.0)[:3])
     np.testing.assert_allclose(hue(surface)[left], np.broadcast_to(far / far.max(), (left.sum(), 3)), atol=0.02)
     assert hue(surface)[~left].min() > 0.6
 
@@ -123,7 +123,7 @@ def test_each_face_has_the_colour_of_its_own_place():
 def test_a_prediction_that_fills_the_scan_is_far_from_the_label_everywhere():
     label = ball(radius=5)
     case = Case("", np.zeros(label.shape), label, (1, 1, 1), {"all": np.ones_like(label)})
-    far, shown = np.array(DISTANCES(1.0)[:3]), hue(case_surfaces(case, MANY)[1])
+    far, shown = np.array(DISTANCE_COLORS(1.0)[:3]), hue(case_surfaces(case, MANY)[1])
     np.testing.assert_allclose(shown, np.broadcast_to(far / far.max(), shown.shape), atol=0.02)
 
 
@@ -148,13 +148,13 @@ def cases():
 
 def test_figure_is_written_as_png_and_pdf_and_is_repeatable(cases, tmp_path, monkeypatch):
     monkeypatch.setattr(figure2, "FACES", 1200)
-    monkeypatch.setattr(figure2, "DPI", 80)
+    monkeypatch.setattr(figure2, "PRINT_DPI", 80)
     files = write_figure(cases, tmp_path / "figure2")
     assert [file.name for file in files] == ["figure2.png", "figure2.pdf"]
     first = [file.read_bytes() for file in files]
     assert first[0][1:4] == b"PNG" and first[1][:4] == b"%PDF"
     picture = np.asarray(Image.open(files[0]).convert("RGB")).astype(int)
-    assert picture.shape[1] == pytest.approx(figure2.DPI * (0.3 + 3 * 2.18), abs=3)
+    assert picture.shape[1] == pytest.approx(figure2.PRINT_DPI * (0.3 + 3 * 2.18), abs=3)
     orange = np.abs(picture - (0xE6, 0x9F, 0x00)).max(axis=2) < 30
     blue = np.abs(picture - (0x56, 0xB4, 0xE9)).max(axis=2) < 30
     assert orange.sum() > 100 and blue.sum() > 30

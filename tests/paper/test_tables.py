@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluation.tables import COLUMNS
+from evaluation.tables import METRIC_COLUMNS
 from paper.systems import TABLES
 from paper.tables import (
     HEADER,
@@ -125,7 +125,7 @@ def test_equal_rows_have_nothing_to_test(rows):
 
 def test_report_has_all_four_metrics(rows):
     report = paired_report(("v_net", "dtml_labeled"), rows)
-    assert all(heading in report for heading, _, _ in COLUMNS.values())
+    assert all(heading in report for heading, _, _ in METRIC_COLUMNS.values())
     assert "tests listed (4)" in report
 
 
