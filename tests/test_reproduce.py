@@ -278,7 +278,7 @@ def test_report_shows_slices_of_the_runs_whose_predictions_are_those_that_were_s
     text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert all(word in text for word in (*TABLE2, "Table 2"))
     data = json.loads(text.partition('<script id="data" type="application/json">')[2].partition("</script>")[0])
-    assert [system["name"] for system in data["systems"]] == ["V-Net 2/0", "M_d only 2/0", "DTML 2/0"]
+    assert [run["name"] for run in data["runs"]] == ["V-Net 2/0", "M_d only 2/0", "DTML 2/0"]
     assert data["volumes"].keys() == DICE.keys()
     label, v_net, m_d, dtml = data["volumes"]["phantom_006"]["masks"]
     assert v_net == label and m_d is None and dtml is None

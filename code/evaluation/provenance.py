@@ -25,15 +25,15 @@ def output_name(head: str) -> str:
     return OUTPUT_TITLES.get(head, head)
 
 
-def facts(system: TestedRun) -> dict[str, str]:
+def facts(run: TestedRun) -> dict[str, str]:
     """Where the scores of a run come from."""
-    content = system.content
+    content = run.content
     data, commit = content.get("data", {}), content.get("commit", {})
     official = {True: "those of the left atrium challenge", False: "own ones", None: ""}[data.get("official")]
-    head, post = system.kind
+    head, post = run.kind
     trained = content.get("trained_on") or {}
     return {
-        "run": _text(system.options.get("exp")),
+        "run": _text(run.options.get("exp")),
         "data folder": _text(data.get("folder")),
         "training list": _text(data.get("train_list")),
         "test list": _text(data.get("test_list")),
@@ -53,9 +53,9 @@ def facts(system: TestedRun) -> dict[str, str]:
     }
 
 
-def options(system: TestedRun) -> dict[str, str]:
+def options(run: TestedRun) -> dict[str, str]:
     """The flags of training and test; the lists stand among the facts."""
-    shown = {key: value for key, value in system.options.items() if key not in OF_THE_FACTS}
+    shown = {key: value for key, value in run.options.items() if key not in OF_THE_FACTS}
     return {f"--{key}": _text(value) for key, value in sorted(shown.items())}
 
 

@@ -40,39 +40,39 @@ VOLUME_ERROR = "volume_error_ml"  # |prediction - label|, which only the page sh
 HIGH_IS_GOOD = ("dice", "jaccard")
 
 
-def write_report(path: Path, title: str, systems: Sequence[TestedRun], blocks: Sequence[str] = ()) -> None:
+def write_report(path: Path, title: str, runs: Sequence[TestedRun], blocks: Sequence[str] = ()) -> None:
     """Write the page, whole or not at all.
 
     Args:
-        systems: the runs, the one that differences are taken to first.
+        runs: the runs, the one that differences are taken to first.
         blocks: texts to show as they are below the summary.
     """
-    cases = list(dict.fromkeys(case for system in systems for case in system.reported))
-    agreements = [_agreement(system) for system in systems]
-    method = {id(run): number for number, group in enumerate(group_seeds(systems)) for run in group}
+    cases = list(dict.fromkeys(case for run in runs for case in run.reported))
+    agreements = [_agreement(run) for run in runs]
+    method = {id(run): number for number, group in enumerate(group_seeds(runs)) for run in group}
     data = {
-        "metrics": _metrics(systems),
-        "systems": [
-            {"name": system.name, "method": method[id(system)], **look(index)}
-            | {"curves": _curves(system.folder), "agreement": limits}
-            for index, (system, limits) in enumerate(zip(systems, agreements, strict=True))
+        "metrics": _metrics(runs),
+        "runs": [
+            {"name": run.name, "method": method[id(run)], **look(index)}
+            | {"curves": _curves(run.folder), "agreement": limits}
+            for index, (run, limits) in enumerate(zip(runs, agreements, strict=True))
         ],
-        "cases": [{"id": case, "scores": [_scores(system, case) for system in systems]} for case in cases],
+        "cases": [{"id": case, "scores": [_scores(run, case) for run in runs]} for case in cases],
         "label": {"name": LABEL, "color": LABEL_COLOR},
         "bars": SCALE_BARS_MM,
-        "volumes": {case: _volume(case, systems) for case in cases} if all(s.root for s in systems) else None,
+        "volumes": {case: _volume(case, runs) for case in cases} if all(s.root for s in runs) else None,
     }
     page = (PAGE / "report.html").read_text(encoding="utf-8")
     parts = {
         "title": html.escape(title),
-        "subtitle": html.escape(f"{counted(len(cases), 'case')}; {_lists(systems)}"),
-        "summary": _summary(systems),
-        "note": html.escape(comparison_note(systems)),
-        "outputs": _outputs(systems),
+        "subtitle": html.escape(f"{counted(len(cases), 'case')}; {_lists(runs)}"),
+        "summary": _summary(runs),
+        "note": html.escape(comparison_note(runs)),
+        "outputs": _outputs(runs),
         "paper": _printed(blocks),
-        "agreement": _agreement_table(systems, agreements),
-        "facts": _side_by_side(systems, [facts(system) for system in systems]),
-        "options": _side_by_side(systems, [options(system) for system in systems]),
+        "agreement": _agreement_table(runs, agreements),
+        "facts": _side_by_side(runs, [facts(run) for run in runs]),
+        "options": _side_by_side(runs, [options(run) for run in runs]),
         "css": (PAGE / "report.css").read_text(encoding="utf-8"),
         "data": json.dumps(data, allow_nan=False).replace("</", "<\\/"),
         "plotly": get_plotlyjs(),
@@ -87,13 +87,13 @@ def write_report(path: Path, title: str, systems: Sequence[TestedRun], blocks: S
 # --- tables
 
 
-def _lists(systems: Sequence[TestedRun]) -> str:
+def _lists(runs: Sequence[TestedRun]) -> str:
     """Which test list; the challenge's own is called official, and no other."""
-    data = [system.content.get("data", {}) for system in systems]
+    data = [run.content.get("data", {}) for run in runs]
     if all(found.get("official") for found in data):
         return "the official lists of the left atrium challenge"
     named = dict.fromkeys(Path(found["test_list"]).name for found in data if "test_list" in found)
-    return ", ".join([*(f"test list {name}" for name in named), counted(len(systems), "run")])
+    return ", ".join([*(f"test list {name}" for name in named), counted(len(runs), "run")])
 
 
 def _row(cells: Sequence[str], tag: str) -> str:
@@ -109,23 +109,23 @@ def _framed(head: str, rows: Iterable[str]) -> str:
     return f'<div class="scroll" tabindex="0">{table}</div>'
 
 
-def _summary(systems: Sequence[TestedRun]) -> str:
+def _summary(runs: Sequence[TestedRun]) -> str:
     """The comparison as the terminal has it; outputs by the names that a reader knows."""
-    header, rows = comparison_rows(systems)
+    header, rows = comparison_rows(runs)
     header = [heading.replace("95 %", "95\N{NO-BREAK SPACE}%") for heading in header]
     return _table(header, [[row[0], ", ".join(map(output_name, row[1].split(", "))), *row[2:]] for row in rows])
 
 
-def _outputs(systems: Sequence[TestedRun]) -> str:
+def _outputs(runs: Sequence[TestedRun]) -> str:
     """mean ± sd of every run, output and filter."""
-    columns = columns_of([score for system in systems for score in system.scores])
+    columns = columns_of([score for run in runs for score in run.scores])
     rows = []
-    for system in systems:
-        for head, post in dict.fromkeys((score["head"], score["post"]) for score in system.scores):
-            summary = summarise(pick(system.scores, head, post))
-            star = " ★" if (head, post) == system.kind else ""
+    for run in runs:
+        for head, post in dict.fromkeys((score["head"], score["post"]) for score in run.scores):
+            summary = summarise(pick(run.scores, head, post))
+            star = " ★" if (head, post) == run.kind else ""
             means = (mean_sd(metric, summary[metric]) for metric in columns)
-            rows.append([system.name, output_name(head), f"{FILTER_NAMES[post]}{star}", *means])
+            rows.append([run.name, output_name(head), f"{FILTER_NAMES[post]}{star}", *means])
     return _table(["run", "output", "filter", *columns.values()], rows)
 
 
@@ -142,28 +142,28 @@ def _paragraph(text: str) -> str:
     return f"<{tag}>{html.escape(text)}</{tag}>"
 
 
-def _agreement(system: TestedRun) -> dict[str, float] | None:
+def _agreement(run: TestedRun) -> dict[str, float] | None:
     """Mean difference in volume and its limits; None where the scores have no volumes."""
-    scores = list(system.reported.values())
+    scores = list(run.reported.values())
     if not all("volume_ml" in score for score in scores):
         return None
     found = agreement([score["label_ml"] for score in scores], [score["volume_ml"] for score in scores])
     return {name: _number(value) for name, value in found._asdict().items()}
 
 
-def _agreement_table(systems: Sequence[TestedRun], agreements: Sequence[dict[str, float] | None]) -> str:
+def _agreement_table(runs: Sequence[TestedRun], agreements: Sequence[dict[str, float] | None]) -> str:
     """Mean volumes, and prediction minus label with the limits of agreement."""
     rows = []
-    for system, found in zip(systems, agreements, strict=True):
+    for run, found in zip(runs, agreements, strict=True):
         if found:
-            means = [np.mean([s[key] for s in system.reported.values()]) for key in ("label_ml", "volume_ml")]
+            means = [np.mean([s[key] for s in run.reported.values()]) for key in ("label_ml", "volume_ml")]
             low, high = ("-" if found[end] is None else f"{found[end]:+.2f}" for end in ("low", "high"))
-            rows.append([system.name, *(f"{mean:.2f}" for mean in means), f"{found['mean']:+.2f}", f"{low} to {high}"])
+            rows.append([run.name, *(f"{mean:.2f}" for mean in means), f"{found['mean']:+.2f}", f"{low} to {high}"])
     header = ["run", "label [mL]", "prediction [mL]", "mean difference [mL]", "95 % limits of agreement [mL]"]
     return _table(header, rows) if rows else ""
 
 
-def _side_by_side(systems: Sequence[TestedRun], columns: Sequence[dict[str, str]]) -> str:
+def _side_by_side(runs: Sequence[TestedRun], columns: Sequence[dict[str, str]]) -> str:
     """A row for each fact that any run has: a cell for every run, or one for all where they agree."""
     rows = []
     for name in dict.fromkeys(name for of_run in columns for name in of_run):
@@ -175,22 +175,22 @@ def _side_by_side(systems: Sequence[TestedRun], columns: Sequence[dict[str, str]
         wide = f' colspan="{len(values)}"' if same else ""
         cells = "".join(f"<td{wide}>{html.escape(value) or '–'}</td>" for value in cells)
         rows.append(f"<tr><td>{html.escape(name)}</td>{cells}</tr>")
-    return _framed(_row(["", *(system.name for system in systems)], "th"), rows)
+    return _framed(_row(["", *(run.name for run in runs)], "th"), rows)
 
 
 # --- data of the script
 
 
-def _metrics(systems: Sequence[TestedRun]) -> list[dict[str, Any]]:
+def _metrics(runs: Sequence[TestedRun]) -> list[dict[str, Any]]:
     """What every run has, and whether it is plotted: a distance in mm rather than in voxels."""
-    found = columns_of([score for system in systems for score in system.scores])
+    found = columns_of([score for run in runs for score in run.scores])
     has_mm = "asd_mm" in found
     metrics = [
         {"key": key, "heading": heading, "factor": ALL_METRIC_COLUMNS[key][1], "decimals": ALL_METRIC_COLUMNS[key][2]}
         | {"low": key not in HIGH_IS_GOOD, "plotted": not (has_mm and key.endswith("_vox"))}
         for key, heading in found.items()
     ]
-    if all("volume_ml" in score for system in systems for score in system.reported.values()):
+    if all("volume_ml" in score for run in runs for score in run.reported.values()):
         error = {"key": VOLUME_ERROR, "heading": "Volume error [mL]", "factor": 1, "decimals": 2}
         metrics.append(error | {"low": True, "plotted": False})
     return metrics
@@ -204,8 +204,8 @@ def _curves(folder: Path) -> dict[str, list[float | None]]:
     return {name: [_number(row.get(name, np.nan)) for row in rows] for name in names}
 
 
-def _scores(system: TestedRun, case: str) -> dict[str, float | None] | None:
-    row = system.reported.get(case)
+def _scores(run: TestedRun, case: str) -> dict[str, float | None] | None:
+    row = run.reported.get(case)
     if row is None:
         return None
     scores = {key: _number(row[key]) for key in (*ALL_METRIC_COLUMNS, "volume_ml", "label_ml") if key in row}
@@ -218,15 +218,15 @@ def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _volume(case: str, systems: Sequence[TestedRun]) -> dict[str, Any]:
+def _volume(case: str, runs: Sequence[TestedRun]) -> dict[str, Any]:
     """A scan, its masks and their surfaces, packed; None for a mask that was not written or is on another grid.
 
     Scan and label are those of the first run that was tested on the case.
     """
-    root = next(system.root for system in systems if case in system.reported)
+    root = next(run.root for run in runs if case in run.reported)
     image, (spacing, _, direction) = case_files.read_image(root, case), case_files.read_geometry(root, case)
     label = case_files.read_label(root, case) > 0
-    masks = [label, *(_prediction(system.masks, case, label.shape) for system in systems)]
+    masks = [label, *(_prediction(run.masks, case, label.shape) for run in runs)]
     distance = signed_surface_distance(label) if label.any() and not label.all() else np.zeros(label.shape)
     low, high = gray_window(image)
     levels = np.clip((image - low) / (high - low) * (GRAYS - 1), 0, GRAYS - 1).round().astype(np.uint8)

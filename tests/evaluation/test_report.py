@@ -27,7 +27,7 @@ FLAGS += "--disable-background-networking --no-first-run --window-size=1400,1000
 VISIT = Path(__file__).with_name("visit.js")  # what a visitor does
 
 
-def make_system(name: str, root, folder, cases, shift: int) -> TestedRun:
+def make_run(name: str, root, folder, cases, shift: int) -> TestedRun:
     """A tested run: the label moved by some voxels as its prediction; `shift` 0 predicts nothing in the last case."""
     rows = []
     for case in cases:
@@ -50,7 +50,7 @@ def make_system(name: str, root, folder, cases, shift: int) -> TestedRun:
 def page(phantom, tmp_path):
     """A report on two runs over two phantom scans."""
     cases = case_files.read_list(phantom / "test.list", "--test_list")[:2]
-    systems = [make_system(f"run <{shift}>", phantom, tmp_path / str(shift), cases, shift) for shift in (2, 0)]
+    systems = [make_run(f"run <{shift}>", phantom, tmp_path / str(shift), cases, shift) for shift in (2, 0)]
     write_report(tmp_path / runs.REPORT, "a & b", systems, blocks=["printed\n\nDice\n90.12"])
     return tmp_path / runs.REPORT, cases, systems
 
@@ -99,7 +99,7 @@ def test_the_first_table_is_the_terminals_and_volumes_are_in_ml(page):
     assert all(cell in text for row in comparison_rows(systems)[1] for cell in row[2:])
     data, label = carried(path), systems[0].reported[cases[0]]["label_ml"]
     assert data["cases"][0]["scores"][0]["label_ml"] == label
-    differences = [system["agreement"]["mean"] for system in data["systems"]]
+    differences = [run["agreement"]["mean"] for run in data["runs"]]
     assert differences[0] == pytest.approx(0, abs=1e-9) and differences[1] == pytest.approx(-label / 2, rel=0.5)
     assert [metric["key"] for metric in data["metrics"] if metric["plotted"]] == [
         "dice",
@@ -127,7 +127,7 @@ def test_surface_distance_of_a_shifted_label(page):
 
 
 def test_curves_keep_their_gaps(page):
-    assert carried(page[0])["systems"][0]["curves"] == {"iteration": [10, 20, 30], "loss/seg": [0.5, None, 0.1]}
+    assert carried(page[0])["runs"][0]["curves"] == {"iteration": [10, 20, 30], "loss/seg": [0.5, None, 0.1]}
 
 
 def test_names_are_escaped_and_the_papers_metrics_stand_apart(page):
@@ -138,7 +138,7 @@ def test_names_are_escaped_and_the_papers_metrics_stand_apart(page):
 
 def test_without_scans_there_are_no_volumes(phantom, tmp_path):
     cases = case_files.read_list(phantom / "test.list", "--test_list")[:1]
-    system = make_system("one", phantom, tmp_path / "one", cases, 1)
+    system = make_run("one", phantom, tmp_path / "one", cases, 1)
     write_report(tmp_path / "r.html", "t", [dataclasses.replace(system, root=None)])
     assert carried(tmp_path / "r.html")["volumes"] is None
 
@@ -147,7 +147,7 @@ def test_without_scans_there_are_no_volumes(phantom, tmp_path):
 def test_sides_are_named_only_where_the_axes_are_the_patients(axes, phantom, tmp_path, monkeypatch):
     monkeypatch.setattr(case_files, "read_geometry", lambda root, case: ((0.5, 1.0, 2.0), (0, 0, 0), axes))
     cases = case_files.read_list(phantom / "test.list", "--test_list")[:1]
-    write_report(tmp_path / "r.html", "t", [make_system("one", phantom, tmp_path / "one", cases, 1)])
+    write_report(tmp_path / "r.html", "t", [make_run("one", phantom, tmp_path / "one", cases, 1)])
     stored = carried(tmp_path / "r.html")["volumes"][cases[0]]
     assert stored["spacing"] == [0.5, 1.0, 2.0] and stored["anatomical"] == (axes[0] == 1)
 
@@ -155,8 +155,8 @@ def test_sides_are_named_only_where_the_axes_are_the_patients(axes, phantom, tmp
 def test_each_run_is_read_from_its_own_folder(phantom, tmp_path):
     cases = case_files.read_list(phantom / "test.list", "--test_list")
     shutil.copytree(phantom / cases[1], tmp_path / "scans" / "elsewhere")
-    systems = [make_system("one", phantom, tmp_path / "one", cases[:1], 1)]
-    systems.append(make_system("two", tmp_path / "scans", tmp_path / "two", ["elsewhere"], 1))
+    systems = [make_run("one", phantom, tmp_path / "one", cases[:1], 1)]
+    systems.append(make_run("two", tmp_path / "scans", tmp_path / "two", ["elsewhere"], 1))
     write_report(tmp_path / "r.html", "t", systems)
     volumes = carried(tmp_path / "r.html")["volumes"]
     assert list(volumes) == [cases[0], "elsewhere"]
@@ -212,7 +212,7 @@ def test_a_browser_shows_it(page, phantom, tmp_path):
     assert result["surface"] and result["boxes"] >= 4 and result["differences"] == 4
     assert [name for name in result["requests"] if not name.startswith(("file:", "data:", "blob:"))] == []
     assert sorted(result["worst"]) == sorted(cases) and result["best"] == result["worst"][::-1]
-    # the second system missed the last case: the worst of its distances, whichever way these are sorted
+    # the second run missed the last case: the worst of its distances, whichever way these are sorted
     assert result["distance"] == {"worst": cases[::-1], "best": cases, "arrow": "ascending"}
     assert result["order"] == "Sorted by 95HD [vox] of run <0>, best first."
     # 20 mm is the longest bar that takes at most a quarter of either side, 100 and 90 mm

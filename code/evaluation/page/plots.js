@@ -19,11 +19,11 @@ function plot(place, traces, layout) {
 }
 
 // A horizontal box, so that the names of many methods stay legible; the value of a case is null where it has none.
-function box(system, values, digits) {
+function box(run, values, digits) {
   const missed = values.filter(({ missed }) => missed).length;
   const points = values.filter(({ value }) => value !== null);
-  return { type: "box", orientation: "h", name: safe(system.name) + (missed ? `<br>(${missed} missed)` : ""), boxpoints: "all", jitter: 0.5, pointpos: 0,
-    boxmean: true, line: { width: 1.5 }, marker: { color: system.color, size: 5 }, x: points.map(({ value }) => value), text: points.map(({ id }) => safe(id)),
+  return { type: "box", orientation: "h", name: safe(run.name) + (missed ? `<br>(${missed} missed)` : ""), boxpoints: "all", jitter: 0.5, pointpos: 0,
+    boxmean: true, line: { width: 1.5 }, marker: { color: run.color, size: 5 }, x: points.map(({ value }) => value), text: points.map(({ id }) => safe(id)),
     hovertemplate: `%{text}<br>%{x:${digits}}<extra></extra>` };
 }
 
@@ -35,7 +35,7 @@ function boxLayout(title, count, xaxis) {
 function drawBoxes() {
   const places = rooms("boxes", plotted.length);
   for (const [number, metric] of plotted.entries()) {
-    const traces = report.systems.map((system, index) => box(system, report.cases.filter((item) => item.scores[index]).map((item) => {
+    const traces = report.runs.map((run, index) => box(run, report.cases.filter((item) => item.scores[index]).map((item) => {
       const value = item.scores[index][metric.key];
       return { id: item.id, value: value === null ? null : value * metric.factor, missed: value === null };
     }), ".2f"));
@@ -48,10 +48,10 @@ function drawDifferences() {
   byId("paired").hidden = !several;
   if (!several) return;
   const places = rooms("differences", plotted.length);
-  const [first, ...others] = report.systems;
+  const [first, ...others] = report.runs;
   byId("paired-to").textContent = first.name;
   for (const [number, metric] of plotted.entries()) {
-    const traces = others.map((system, index) => box(system, report.cases.filter((item) => item.scores[0] && item.scores[index + 1]).map((item) => {
+    const traces = others.map((run, index) => box(run, report.cases.filter((item) => item.scores[0] && item.scores[index + 1]).map((item) => {
       const [from, to] = [item.scores[0][metric.key], item.scores[index + 1][metric.key]];
       const missed = from === null || to === null;
       return { id: item.id, value: missed ? null : metric.factor * (to - from), missed };
@@ -63,22 +63,22 @@ function drawDifferences() {
 
 // Prediction minus label against the mean of both; all runs on the same scale.
 function drawAgreement() {
-  const systems = report.systems.map((system, index) => ({ ...system, index })).filter((system) => system.agreement);
-  byId("volume").hidden = !systems.length;
-  if (!systems.length) return;
-  const points = systems.map(({ index }) => report.cases.filter((item) => item.scores[index]).map(({ id, scores: { [index]: scores } }) =>
+  const runs = report.runs.map((run, index) => ({ ...run, index })).filter((run) => run.agreement);
+  byId("volume").hidden = !runs.length;
+  if (!runs.length) return;
+  const points = runs.map(({ index }) => report.cases.filter((item) => item.scores[index]).map(({ id, scores: { [index]: scores } }) =>
     ({ id, mean: (scores.volume_ml + scores.label_ml) / 2, difference: scores.volume_ml - scores.label_ml })));
-  const limits = systems.flatMap(({ agreement: { low, high } }) => [low, high]).filter((value) => value !== null);
+  const limits = runs.flatMap(({ agreement: { low, high } }) => [low, high]).filter((value) => value !== null);
   const most = 1.1 * Math.max(...points.flat().map(({ difference }) => Math.abs(difference)), ...limits.map(Math.abs), 1e-3);
-  const places = rooms("agreement", systems.length);
-  for (const [number, system] of systems.entries()) {
-    const trace = { type: "scatter", mode: "markers", marker: { color: system.color, size: 6 }, x: points[number].map(({ mean }) => mean), y: points[number].map(({ difference }) => difference),
+  const places = rooms("agreement", runs.length);
+  for (const [number, run] of runs.entries()) {
+    const trace = { type: "scatter", mode: "markers", marker: { color: run.color, size: 6 }, x: points[number].map(({ mean }) => mean), y: points[number].map(({ difference }) => difference),
       text: points[number].map(({ id }) => safe(id)), hovertemplate: "%{text}<br>mean %{x:.2f} mL, difference %{y:+.2f} mL<extra></extra>" };
-    const { mean, low, high } = system.agreement;
+    const { mean, low, high } = run.agreement;
     const lines = [[low, "dash"], [mean, "solid"], [high, "dash"]].filter(([value]) => value !== null);
-    const shapes = lines.map(([value, dash]) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: value, y1: value, line: { color: system.color, dash, width: 1.5 } }));
+    const shapes = lines.map(([value, dash]) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: value, y1: value, line: { color: run.color, dash, width: 1.5 } }));
     const annotations = lines.map(([value]) => ({ text: `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`, xref: "paper", x: 1, xanchor: "right", y: value, yanchor: "bottom", showarrow: false, font: { size: 11 } }));
-    plot(places[number], [trace], { title: titled(safe(system.name)), height: 320, margin: { l: 60, r: 15, t: 40, b: 45 }, showlegend: false, shapes, annotations,
+    plot(places[number], [trace], { title: titled(safe(run.name)), height: 320, margin: { l: 60, r: 15, t: 40, b: 45 }, showlegend: false, shapes, annotations,
       xaxis: { title: { text: "mean of prediction and label [mL]" }, rangemode: "tozero" }, yaxis: { title: { text: "prediction − label [mL]" }, range: [-most, most], zeroline: true } });
   }
 }
@@ -89,13 +89,13 @@ const TERMS = { "loss/seg": "Loss: segmentation", "loss/mask": "Loss: mask of th
 const readable = (name) => { if (name in TERMS) return TERMS[name]; const words = name.replace("/", ": ").replaceAll("_", " "); return words[0].toUpperCase() + words.slice(1); };
 
 function drawCurves() {
-  const names = [...new Set(report.systems.flatMap((system) => Object.keys(system.curves)))].filter((name) => name !== "iteration");
+  const names = [...new Set(report.runs.flatMap((run) => Object.keys(run.curves)))].filter((name) => name !== "iteration");
   byId("training").hidden = !names.length;
-  if (several) byId("curve-legend").innerHTML = report.systems.map((system) => `<span>${swatch(system)} ${safe(system.name)}</span>`).join("");
+  if (several) byId("curve-legend").innerHTML = report.runs.map((run) => `<span>${swatch(run)} ${safe(run.name)}</span>`).join("");
   const places = rooms("curves", names.length);
   for (const [number, name] of names.entries()) {
-    const traces = report.systems.filter((system) => system.curves[name]).map((system) => ({ type: "scatter", mode: "lines", name: safe(system.name),
-      line: { color: system.color, dash: system.dash, width: 1.5 }, x: system.curves.iteration, y: system.curves[name] }));
+    const traces = report.runs.filter((run) => run.curves[name]).map((run) => ({ type: "scatter", mode: "lines", name: safe(run.name),
+      line: { color: run.color, dash: run.dash, width: 1.5 }, x: run.curves.iteration, y: run.curves[name] }));
     const log = name.startsWith("loss/") && traces.every((trace) => trace.y.every((v) => v === null || v > 0));
     plot(places[number], traces, { title: titled(safe(readable(name))), height: 280, margin: { l: 60, r: 10, t: 40, b: 45 },
       showlegend: false, xaxis: { title: { text: "iteration" } }, yaxis: { type: log ? "log" : "linear", exponentformat: "power", automargin: true } });

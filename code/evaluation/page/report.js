@@ -6,23 +6,23 @@ const safe = (text) => String(text).replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(
 const show = (metric, value) => (value === null ? "missed" : (value * metric.factor).toFixed(metric.decimals));
 const plotted = report.metrics.filter((metric) => metric.plotted);
 const swatch = (look) => `<span class="swatch" style="border-color:${look.color};border-top-style:${{ dash: "dashed", dot: "dotted" }[look.dash] ?? "solid"}"></span>`;
-const several = report.systems.length > 1;
+const several = report.runs.length > 1;
 
 // --- per-case table
 
 const table = { metric: report.metrics[0], column: 0, worstFirst: true }; // column null: by case
 
 function columns() {
-  if (!several) return report.metrics.map((metric) => ({ metric, system: 0, heading: safe(metric.heading) }));
-  return report.systems.map((system, index) => ({ metric: table.metric, system: index, heading: `${swatch(system)} ${safe(system.name)}` }));
+  if (!several) return report.metrics.map((metric) => ({ metric, run: 0, heading: safe(metric.heading) }));
+  return report.runs.map((run, index) => ({ metric: table.metric, run: index, heading: `${swatch(run)} ${safe(run.name)}` }));
 }
 
 const isMissed = (scores) => report.metrics.some(({ key }) => scores[key] === null);
 
 // How bad a case is in a column. A missed one is worse than any other, whichever way its metric runs, and among
 // equals (Dice 0) worse than one that lies beside the label; null: not tested, at the end of either order.
-function badness(item, { system, metric }) {
-  const scores = item.scores[system];
+function badness(item, { run, metric }) {
+  const scores = item.scores[run];
   if (!scores) return null;
   const value = scores[metric.key];
   return { value: value === null ? Infinity : metric.low ? value : -value, missed: isMissed(scores) };
@@ -53,8 +53,8 @@ function drawTable() {
   const shown = columns();
   const head = ["case", ...shown.map((column) => column.heading)].map((text, index) => heading(text, index - 1));
   const rows = sorted().map((item) => {
-    const cells = shown.map(({ system, metric }) => {
-      const scores = item.scores[system];
+    const cells = shown.map(({ run, metric }) => {
+      const scores = item.scores[run];
       return scores ? `<td${isMissed(scores) ? ' class="missed"' : ""}>${show(metric, scores[metric.key])}</td>` : "<td>–</td>";
     });
     const open = item.id === table.open;
@@ -62,7 +62,7 @@ function drawTable() {
   });
   byId("cases").innerHTML = `<thead><tr>${head.join("")}</tr></thead><tbody>${rows.join("")}</tbody>`;
   const column = shown[table.column];
-  const by = column ? `${column.metric.heading}${several ? ` of ${report.systems[column.system].name}` : ""}, ${table.worstFirst ? "worst" : "best"} first` : "case";
+  const by = column ? `${column.metric.heading}${several ? ` of ${report.runs[column.run].name}` : ""}, ${table.worstFirst ? "worst" : "best"} first` : "case";
   byId("order").textContent = `Sorted by ${by}.`;
 }
 

@@ -7,8 +7,8 @@ const PLANES = {
 const AT_FIRST = { window: 64, level: 32, opacity: 30 }; // the whole range of the stored scan; percent, of what is filled
 const GAPS = [0, 0.25, 0.42]; // at both ends of each edge of a voxel: a solid, a dashed and a dotted outline
 const DASHES = ["solid", "dash", "dot"]; // what the swatches of these outlines look like
-const masks = [{ ...report.label, line: 0 }, ...report.systems.map((system) => ({ ...system, line: system.method % GAPS.length }))];
-const firstSeed = (method) => 1 + report.systems.findIndex((system) => system.method === method);
+const masks = [{ ...report.label, line: 0 }, ...report.runs.map((run) => ({ ...run, line: run.method % GAPS.length }))];
+const firstSeed = (method) => 1 + report.runs.findIndex((run) => run.method === method);
 // At first: the label and a run of each of two methods; more would hide the scan.
 const view = { id: null, at: [0, 0, 0], shown: new Set([0, firstSeed(0), firstSeed(1)]), filled: new Set([0]), loading: 0 };
 

@@ -1,6 +1,6 @@
 // Draws the page; on paper it is laid out anew, for plots keep the width that the window gave them.
 const PRINT_WIDTH = 480; // pixels of a plot on paper: two beside each other on A4, landscape, and two rows on a page
-const PRINT_HEIGHT = Math.max(285, 24 * report.systems.length + 80); // where the methods leave room for it
+const PRINT_HEIGHT = Math.max(285, 24 * report.runs.length + 80); // where the methods leave room for it
 const plots = () => [...document.querySelectorAll(".js-plotly-plot")];
 
 addEventListener("beforeprint", () => {

@@ -99,7 +99,7 @@ function start() {
 }
 
 function listenToSurfaces() {
-  byId("surface").innerHTML = report.systems.map((system, which) => `<option value="${which + 1}">${safe(system.name)}</option>`).join("");
+  byId("surface").innerHTML = report.runs.map((run, which) => `<option value="${which + 1}">${safe(run.name)}</option>`).join("");
   byId("surface").addEventListener("change", drawSurfaces);
   if (narrow()) for (const axis of ["x", "y", "z"]) turn.camera.eye[axis] *= 1.4; // farther away, for the scene is as narrow as the page
   byId("rotate").checked = !matchMedia("(prefers-reduced-motion: reduce)").matches;
