@@ -54,9 +54,21 @@ def repository(phantom, raw_scans, challenge, tmp_path, monkeypatch) -> Path:
     shutil.copytree(raw_scans, tmp_path / "raw")
     shutil.copytree(README.parent / "model" / "pretrained", tmp_path / "model" / "pretrained")
     shutil.copytree(challenge, tmp_path / "raw" / "challenge")
+    decathlon(raw_scans, tmp_path / "data" / "hippocampus")
     monkeypatch.setattr(files, "REPOSITORY", tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def decathlon(raw_scans: Path, folder: Path) -> None:
+    """A small Task04_Hippocampus and the table of its scans."""
+    task, rows = folder / "Task04_Hippocampus", ["image,label,id,split"]
+    for kind in ("images", "labels"):
+        shutil.copytree(raw_scans / kind, task / f"{kind}Tr")
+    for label in sorted((task / "labelsTr").iterdir()):
+        part = "test" if len(rows) == 1 else "train"
+        rows.append(f"{task.name}/imagesTr/{label.name},{task.name}/labelsTr/{label.name},,{part}")
+    (folder / "scans.csv").write_text("\n".join(rows))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -84,7 +96,7 @@ def onnx_example_agrees(repository: Path) -> None:
 
 
 def test_pages_with_commands_are_found():
-    assert {page.stem for page in PAGES} >= {"README", "own_data"}
+    assert {page.stem for page in PAGES} >= {"README", "own_data", "hippocampus"}
     assert len(commands(README)) >= 5
 
 
