@@ -102,6 +102,8 @@ class Engine:
     def _stoppable_loop(self, batches: Iterator[Batch], journal: Journal) -> None:
         try:
             self._loop(batches, journal)
+            if self.options.max_iterations == 0:  # no iteration saves the weights that it starts from
+                self.save(runs.LAST)
         except Stopped:
             journal.write_curves()
             self.save(runs.LAST)

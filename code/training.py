@@ -26,7 +26,7 @@ from runtime.journal import Journal, Silence
 from scans.preprocess import read_record
 from utils import files
 from utils.errors import InputError
-from utils.files import repository_path
+from utils.files import REPOSITORY, repository_path, shown
 
 SIGNAL_EXIT = 128  # exit status of a run that a signal stopped: 128 + its number, as shells count
 LESS_MEMORY = "lower --batch_size, --patch_size or --n_filters, or give --amp bf16 or --recompute"
@@ -240,4 +240,4 @@ def _rate_course(options: Namespace) -> str:
 
 def _test_command(options: Namespace) -> str:
     where = [] if options.model_path == "model" else ["--model_path", options.model_path]
-    return shlex.join(["python", "code/test_LA.py", "--exp", options.exp, *where])
+    return shlex.join(["python", shown(REPOSITORY / "code" / "test_LA.py"), "--exp", options.exp, *where])

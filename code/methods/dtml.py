@@ -57,7 +57,8 @@ class DTML(DTMLFlags, ConsistencyMethod):
     def steepness(self, iteration: int) -> float:
         """k of the transform (Eq. 2) after a number of finished iterations; constant unless --sdm_k_start is given."""
         k = self.options.sdm_k
-        return geometric(self.options.sdm_k_start or k, k, iteration / self.options.max_iterations)
+        length = self.options.max_iterations
+        return geometric(self.options.sdm_k_start or k, k, iteration / length if length else 1)
 
     def predict(self, image: Tensor, outputs: Iterable[str] | None = None) -> dict[str, Tensor]:
         names, probs = tuple(outputs or self.outputs), {}

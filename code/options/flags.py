@@ -144,7 +144,12 @@ def add_training_options(parser: ArgumentParser) -> None:
     )
 
     optim = parser.add_argument_group("optimisation")
-    optim.add_argument("--max_iterations", type=at_least(1), default=PAPER_ITERATIONS, help="length of the training")
+    optim.add_argument(
+        "--max_iterations",
+        type=at_least(0),
+        default=PAPER_ITERATIONS,
+        help="length of the training; 0 saves the weights that it would start from, e.g. of --pretrained",
+    )
     optim.add_argument(
         "--batch_size", type=at_least(1), default=4, help="volumes per batch, of each process of torchrun"
     )
