@@ -19,6 +19,7 @@ from benchmarks.network import (
     profile_of_step,
     share_of_matrix_rate,
     time_inference,
+    time_openvino,
     time_step,
     time_wait,
 )
@@ -60,6 +61,8 @@ BENCHMARKS: dict[str, tuple[float, Callable[[], Measurement]]] = {  # target, me
     "metrics of a case with false voxels far away": (8.0, lambda: time_metrics(True, 5)),
 }
 LONG_BENCHMARKS = {
+    "OpenVINO, cpu preset, fast, float32": (1.0, lambda: time_openvino(CPU_SIZE, SMALL, "off", 9)),
+    "OpenVINO, cpu preset, fast, bf16": (1.0, lambda: time_openvino(CPU_SIZE, SMALL, "bf16", 9)),
     "step, paper's size, bf16": (2.5, lambda: time_step(PAPER_SIZE, "bf16", 3)),
     "step, paper's size, float32": (2.5, lambda: time_step(PAPER_SIZE, "off", 3)),
     "memory, paper's size, bf16": (MEMORY_TARGET, lambda: memory_of_step(PAPER_SIZE, "bf16", 1)),

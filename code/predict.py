@@ -94,7 +94,7 @@ def make_parser() -> Parser:
         metavar="FILE.onnx",
         help="write the network of the output as ONNX (opset 18), preprocessing and window as metadata; no scan needed",
     )
-    flags.add_device_options(parser)
+    flags.add_device_options(parser, engine=True)
     parser.set_defaults(stride_xy=None, stride_z=None, blend=None, window=None)  # --protocol or the run decides
     return parser
 

@@ -71,7 +71,7 @@ def make_parser() -> Parser:
     parser.add_argument("--verify_metrics", action="store_true", help="compare every score with medpy (slow)")
     flags.add_compat_option(parser)
     flags.add_path_options(parser)
-    flags.add_device_options(parser)
+    flags.add_device_options(parser, engine=True)
     flags.add_inference_options(parser, protocol="paper")
     return parser
 

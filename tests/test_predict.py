@@ -273,6 +273,17 @@ def test_a_run_folder_copied_elsewhere_suffices(make_run, tmp_path):
     assert load(run(moved, scan, tmp_path / "seg", "--head", "seg") / "heart.nii.gz")[15, 10, 9]
 
 
+def test_another_engine_gives_the_same_maps(make_run, tmp_path):
+    pytest.importorskip("openvino")
+    folder, scan = make_run(), write(tmp_path / "scan.nii.gz", blob(), affine(0))
+    flags = ("--save", "prob", "sdm", "--tta", "all")
+    torchs, openvinos = (run(folder, scan, tmp_path / e, *flags, "--engine", e) for e in ("torch", "openvino"))
+    for name in ("scan_prob", "scan_sdm"):
+        np.testing.assert_allclose(load(openvinos / f"{name}.nii.gz"), load(torchs / f"{name}.nii.gz"), atol=1e-4)
+    with pytest.raises(InputError, match="engine"):
+        run(folder, scan, torchs, *flags, "--engine", "openvino", "--resume")
+
+
 def test_window_settings_by_hand_before_protocol_before_run(make_run, tmp_path):
     folder = make_run("a", "--patch_size", "48", "32", "40", "--stride_xy", "7", "--stride_z", "5")
 

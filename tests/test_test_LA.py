@@ -107,6 +107,13 @@ def refused(*argv: str) -> str:
 # --- from training to scores
 
 
+def test_another_engine_gives_the_same_scores(make_run):
+    pytest.importorskip("openvino")
+    folder = make_run()
+    torchs, openvinos = (score(folder, *NO_FILES, "--engine", engine) for engine in ("torch", "openvino"))
+    assert openvinos["options"]["engine"] == "openvino" and openvinos["cases"] == torchs["cases"]
+
+
 def test_checkpoints_of_a_training_run_are_scored_in_folders_of_their_own(phantom, tmp_path, capsys):
     small = "--preset demo --patch_size 32 32 32 --n_filters 2 --batch_size 2 --labelnum 3 --image_every 0".split()
     run = ["--model_path", str(tmp_path), "--exp", "run", "--device", "cpu"]

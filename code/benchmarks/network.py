@@ -5,6 +5,7 @@ import math
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,6 +30,7 @@ from benchmarks.timing import (
 from benchmarks.windows import paper_stride
 from dataloaders.batch import Batch, delivered, make_loader
 from engine import Engine
+from inference.engines import on_engine
 from inference.windows import predict_volume
 from methods.dtml import DTML
 from options import flags
@@ -185,4 +187,20 @@ def time_inference(size: Sequence[str], shape: Sequence[int], amp: str, protocol
         ours()  # the first scan compiles kernels and takes its memory
         if device.type == "cuda":
             reference()
+    return timed_in_turns(ours, reference, pairs)
+
+
+def time_openvino(size: Sequence[str], shape: Sequence[int], amp: str, pairs: int) -> Measurement:
+    """A whole scan with --protocol fast by OpenVINO, beside the same by PyTorch with the fast layers."""
+    options, device = _options(size, amp, "--scale", "1"), torch.device("cpu")
+    vars(options).update(flags.protocol_defaults("fast", options.patch_size))
+    runs.seed_everything(0)
+    image = np.random.default_rng(0).standard_normal(shape, np.float32)
+    method = DTML(options)
+    ours, reference = (
+        partial(predict_volume, on_engine(copy.deepcopy(method), device, asked), image, options, device, ("seg",))
+        for asked in (Namespace(**vars(options), engine=engine) for engine in ("openvino", "torch"))
+    )
+    if np.abs(ours()["seg"] - reference()["seg"]).max() > SAME_PROBABILITY and amp == "off":
+        raise InputError("the probabilities of both sides differ")
     return timed_in_turns(ours, reference, pairs)

@@ -26,12 +26,13 @@ from evaluation.comparison import TestedRun
 from evaluation.figures import case_figure
 from evaluation.metrics import evaluate, largest_component, summarise, verify_against_medpy
 from evaluation.tables import Score, metric_text, pick
+from inference.engines import on_engine
 from inference.trained import reported_output, trained_method
 from inference.windows import THRESHOLD, predict_volume
 from methods.base import Method
 from options import flags
 from runtime import runs
-from runtime.device import enough_memory, machine, pick_device, place
+from runtime.device import enough_memory, machine, pick_device
 from runtime.distributed import ALONE, Ranks
 from runtime.workers import in_order
 from utils import files
@@ -54,7 +55,7 @@ def score_run(folder: Path, state: dict[str, Any], options: Namespace, ranks: Ra
     with ranks.leader_first():
         device = pick_device(options, ranks=ranks)
         method = trained_method(options, state, runs.checkpoint_path(folder, options.weights))
-        place(method, device, options)
+        method = on_engine(method, device, options)
         head = reported_output(method, options)
         folder = runs.scores_folder(folder, options.weights)
         with files.writing(folder):

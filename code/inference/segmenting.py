@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from evaluation.metrics import MM3_PER_ML, largest_component
+from inference.engines import on_engine
 from inference.ensemble import PROB, SDM, Member, load_member
 from inference.onnx_export import OPSET, export_onnx
 from inference.plan import Plan, by, find_inputs, is_raw
@@ -19,7 +20,7 @@ from inference.progress import Progress, in_units
 from inference.windows import THRESHOLD
 from options import flags
 from runtime import runs
-from runtime.device import enough_memory, pick_device, place
+from runtime.device import enough_memory, pick_device
 from scans import region
 from scans.files import READABLE, write_scan
 from utils import files
@@ -85,7 +86,7 @@ def on_device(members: Sequence[Member]) -> torch.device:
     device = pick_device(members[0].options)
     for member in members:
         pick_device(member.options, say=lambda line: None)
-        place(member.predictor, device, member.options)
+        member.predictor.method = on_engine(member.predictor.method, device, member.options)
     return device
 
 
@@ -102,6 +103,7 @@ def output_paths(folder: Path, case: str, scan: Path, asked: Namespace) -> dict[
 def record_of(members: Sequence[Member], asked: Namespace) -> dict[str, Any]:
     """What decides a mask, as plain data."""
     of_the_command = {name: getattr(asked, name) for name in ("weights", "roi", "post", "tta", "save", "format")}
+    of_the_command |= {"engine": asked.engine} if asked.engine != "torch" else {}
     return {**of_the_command, "runs": [member.settings() for member in members], "notice": NOTICE}
 
 

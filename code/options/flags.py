@@ -246,8 +246,8 @@ def add_run_options(parser: ArgumentParser) -> None:
     run.add_argument("--val_every", type=at_least(1), help="iterations between validations (default: as --save_every)")
 
 
-def add_device_options(parser: ArgumentParser) -> None:
-    """Where and how the networks are computed."""
+def add_device_options(parser: ArgumentParser, engine: bool = False) -> None:
+    """Where and how the networks are computed; `engine` adds what only predictions can choose."""
     group = parser.add_argument_group("device")
     group.add_argument("--device", choices=("cpu", "cuda"), help="default: the first GPU, or the CPU with a notice")
     group.add_argument(
@@ -265,6 +265,13 @@ def add_device_options(parser: ArgumentParser) -> None:
         help="let a GPU round the inputs of convolutions to TF32 (10 bits); without it float32 means float32",
     )
     group.add_argument("--compile", action="store_true", help="torch.compile the networks")
+    if engine:
+        group.add_argument(
+            "--engine",
+            choices=("torch", "openvino"),
+            default="torch",
+            help="what computes the networks; openvino: on a CPU, from requirements-extra.txt, same output to 1e-4",
+        )
 
 
 def add_window_arguments(group, protocol: str | None = None) -> None:
