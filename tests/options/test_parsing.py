@@ -142,7 +142,7 @@ def test_a_presets_labeled_part_is_of_the_presets_batch(monkeypatch, argv, label
         ("--patch_size 0 32 32", "--patch_size"),
         ("--patch_size -8 32 32", "--patch_size"),
         ("--patch_size 32 32 16", "--patch_size"),
-        ("--max_iterations 0", "--max_iterations"),
+        ("--max_iterations -1", "--max_iterations"),
         ("--batch_size 0", "--batch_size"),
         ("--labeled_bs 0", "--labeled_bs"),
         ("--labeled_bs 5", "--labeled_bs"),
