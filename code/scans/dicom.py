@@ -19,10 +19,14 @@ from utils.nifti import RAS_FROM_LPS
 
 SERIES = "SeriesInstanceUID"  # of every DICOM file but a DICOMDIR
 STEP_TOLERANCE = 0.05  # part of a step by which slices may lie off: positions are rounded
+LARGE = 1 << 16  # bytes: what is longer is read when it is asked for, so that the pixels are not
+UNKNOWN_LENGTH = 0xFFFFFFFF  # of compressed pixels
+GREY = "MONOCHROME2"  # ITK turns other kinds into it, or into colours, slice by slice
 FORCED = (".dcm", ".ima")  # read without the preamble, too, which old files lack
 TAGS = (
     "SOPClassUID SeriesInstanceUID Rows Columns NumberOfFrames ImagePositionPatient ImageOrientationPatient "
     "PixelSpacing SliceThickness RescaleSlope RescaleIntercept BitsAllocated PixelRepresentation "
+    "PhotometricInterpretation PixelData "
     "SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
 ).split()
 
@@ -58,12 +62,17 @@ def _is_image(header: pydicom.Dataset) -> bool:
     return "SOPClassUID" in header and header.SOPClassUID.keyword.endswith("ImageStorage")
 
 
-def series_folders(folder: Path) -> Iterator[Path]:
-    """The folder and those below it that hold DICOM images."""
-    for place, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if any("Rows" in (_header(Path(place, name)) or ()) for name in sorted(files)):
-            yield Path(place)
+def series_folders(folder: Path) -> dict[Path, str]:
+    """The folder and those below it, behind links, too, that hold DICOM images, each with the series of its first."""
+    found, seen = {}, set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = sorted(name for name in folders if not name.startswith(".")) if real not in seen else []
+        headers = (_header(Path(place, name)) for name in sorted(files) if real not in seen)
+        if first := next((header for header in headers if header and "Rows" in header), None):
+            found[Path(place)] = str(first.get(SERIES))
+        seen.add(real)
+    return found
 
 
 def _header(path: Path) -> pydicom.Dataset | None:
@@ -73,7 +82,7 @@ def _header(path: Path) -> pydicom.Dataset | None:
     if not path.stat().st_size:
         return pydicom.Dataset()
     try:
-        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS, force=path.suffix.lower() in FORCED)
+        return pydicom.dcmread(path, defer_size=LARGE, specific_tags=TAGS, force=path.suffix.lower() in FORCED)
     except pydicom.errors.InvalidDicomError:
         return None
 
@@ -87,8 +96,9 @@ def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     (files,) = series.values()
     slices = [one for path, header in files for one in _slices(path, header)]
     axes = np.array([one.axes for one in slices])
-    if np.abs(axes - axes[0]).max() > 1e-3 * np.abs(axes[0]).max():
-        raise InputError(f"the slices in {folder} differ in direction or pixel size; export one stack of slices")
+    sizes = {(header.Rows, header.get("Columns")) for _, header in files}
+    if len(sizes) > 1 or np.abs(axes - axes[0]).max() > 1e-3 * np.abs(axes[0]).max():
+        raise InputError(f"the slices in {folder} differ in direction, size or pixel size; export one stack of slices")
     normal = np.cross(*axes[0])
     slices.sort(key=lambda one: one.position @ normal)
     step = _step(folder, slices, normal)
@@ -103,6 +113,7 @@ def _slices(path: Path, header: pydicom.Dataset) -> Iterator[_Slice]:
     groups = header.get("PerFrameFunctionalGroupsSequence") or [pydicom.Dataset()] * frames
     if len(groups) != frames:
         raise InputError(f"{path} has {frames} frames and positions of {len(groups)}; export the series again")
+    _require_pixels(path, header, frames)
     for frame, own in enumerate(groups):
 
         def get(name: str, sequence: str, own: pydicom.Dataset = own) -> Any:
@@ -118,11 +129,29 @@ def _slices(path: Path, header: pydicom.Dataset) -> Iterator[_Slice]:
             each = "each frame" if frames > 1 else "its slice"
             raise InputError(f"{path} does not state position, orientation and pixel size of {each}; export it again")
         rows, columns = (float(mm) for mm in spacing)
-        axes = np.array(directions, dtype=float).reshape(2, 3) * [[columns], [rows]]
+        axes, position = (
+            np.array(directions, dtype=float).reshape(2, 3) * [[columns], [rows]],
+            np.array(position, float),
+        )
+        if not (np.isfinite(position).all() and np.isfinite(axes).all() and np.cross(*axes).any()):
+            raise InputError(f"{path} states no usable position, orientation or pixel size; export it again")
         scale = [get(name, "PixelValueTransformationSequence") for name in ("RescaleSlope", "RescaleIntercept")]
         values = (*map(str, scale), header.get("BitsAllocated"), header.get("PixelRepresentation"))
         thickness = float(get("SliceThickness", "PixelMeasuresSequence") or 0)
-        yield _Slice(path, frame, np.array(position, dtype=float), axes, values, thickness)
+        yield _Slice(path, frame, position, axes, values, thickness)
+
+
+def _require_pixels(path: Path, header: pydicom.Dataset, frames: int) -> None:
+    """Refuse what is no stack of grey values, and pixels that end early: GDCM goes on with what lies in the memory."""
+    if header.get("SOPClassUID") == pydicom.uid.SegmentationStorage:
+        raise InputError(f"{path} is a DICOM segmentation, which is not read; convert it to NIfTI, e.g. with dcmqi")
+    if (kind := header.get("PhotometricInterpretation", GREY)) != GREY:
+        raise InputError(f"{path} holds {kind} pixels; export the series as {GREY}")
+    pixels = header.get_item("PixelData", keep_deferred=True) if "PixelData" in header else None
+    held = getattr(pixels, "length", None) or len(getattr(pixels, "value", None) or b"")
+    stated = int(header.Rows) * int(header.Columns) * frames * int(header.get("BitsAllocated") or 0) // 8
+    if held != UNKNOWN_LENGTH and held < stated:
+        raise InputError(f"{path} is damaged: {held} bytes of pixels where it states {stated}; export it again")
 
 
 def _first(group: pydicom.Dataset, sequence: str) -> pydicom.Dataset:

@@ -5,15 +5,10 @@ NIfTI affine, voxel index to millimetres in RAS (right, anterior, superior), as 
 converted where such a file is read or written.
 """
 
-import gzip
 import itertools
-import re
 import shutil
 import tempfile
 import unicodedata
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,24 +17,19 @@ import numpy as np
 import SimpleITK as sitk
 
 from scans.dicom import read_series, series_folders
+from scans.formats import explained, read_itk, read_nifti
 from utils.errors import InputError
 from utils.files import atomic
-from utils.nifti import RAS_FROM_LPS, VOXEL_MM, affine_ras, stored, write_with_affine
+from utils.nifti import RAS_FROM_LPS, VOXEL_MM, stored, write_with_affine
 
 NIFTI = (".nii.gz", ".nii")
 SEGMENTATION = ".seg.nrrd"  # of 3D Slicer: a label, of the part of the scan that it needs
 READABLE = (*NIFTI, SEGMENTATION, ".nrrd", ".nhdr", ".mha", ".mhd")
 WRITABLE = (".nii.gz", ".nrrd", ".mha")  # each a single file, so that it can appear whole or not at all
 OUTPUT_FLAG = "--output"  # flag that names the folder of what is written
-GZIP = b"\x1f\x8b"
+OTHER = tuple(".hdr .img .mgh .mgz .mnc .gipl .par .rec .nii.bz2 .nii.zst .nii.zip .dcm .ima".split())  # other scans
 GRID_TOLERANCE = 0.05  # voxels by which corners may differ on one grid: headers are rounded, in NIfTI to float32
 LEAST_VOLUME = 1e-3  # spanned by the unit vectors of the axes, 1 for orthogonal ones
-MM = {
-    **dict.fromkeys(("", "?", "unknown", "mm", "millimeter", "millimeters", "millimetre", "millimetres"), 1.0),
-    **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), 1e3),
-    **dict.fromkeys(("cm", "centimeter", "centimeters", "centimetre", "centimetres"), 10.0),
-    **dict.fromkeys(("um", "\xb5m", "\u03bcm", "micron", "microns", "micrometer", "micrometre"), 1e-3),
-}  # of the units that headers name; a header without one means mm
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,18 +79,13 @@ def read_scan(path: Path | str) -> Scan:
     if not path.exists():
         raise InputError(f"there is no scan {path}; correct the path that was given")
     header, readings = None, ()
-    with _explained(path):
+    with explained(path):
         if path.is_dir():
             array, affine = read_series(path)
         elif path.name.lower().endswith(NIFTI):
-            image = _nifti(path)
-            array, affine, header = np.asanyarray(image.dataobj), image.affine, image.header
-            unit = _nifti_unit(header, path)
-            affine, readings = _in_mm(affine, unit), (*_qform(header, unit), *_itk_reading(path))
+            array, affine, readings, header = read_nifti(path)
         elif path.name.lower().endswith(READABLE):
-            _check_stream(path)
-            array, affine = _from_itk(sitk.ReadImage(str(path), imageIO=_itk_format(path)))
-            affine = _in_mm(affine, _itk_unit(path))
+            array, affine = read_itk(path)
         else:
             raise InputError(f"{path} is no scan that can be read; give {', '.join(READABLE)} or a DICOM folder")
     while array.ndim > 3 and array.shape[-1] == 1:
@@ -113,148 +98,10 @@ def read_scan(path: Path | str) -> Scan:
     return Scan(array, np.asarray(affine, dtype=np.float64), readings, header)
 
 
-class _Header(nib.Nifti1Header):
-    quaternion_threshold = -1e-3  # ITK and FSL read quaternions that are slightly too long, too
-
-
-class _Image(nib.Nifti1Image):
-    header_class = _Header
-
-
-def _nifti(path: Path) -> nib.Nifti1Image:
-    """A NIfTI file by its content, not by its suffix; gzip is read to the checksum."""
-    content = path.read_bytes()
-    if content.startswith(GZIP):
-        content = gzip.decompress(content)
-    second = int.from_bytes(content[:4], "little") == 540 or int.from_bytes(content[:4], "big") == 540
-    return (nib.Nifti2Image if second else _Image).from_bytes(content)
-
-
-def _in_mm(affine: np.ndarray, unit: float) -> np.ndarray:
-    return np.diag([unit, unit, unit, 1.0]) @ affine
-
-
-def _qform(header: nib.Nifti1Header, unit: float) -> tuple[np.ndarray, ...]:
-    """The affine of the qform, whatever its code; () where nobody can read it, beside a valid sform."""
-    try:
-        affine = header.get_qform()
-    except (ValueError, nib.spatialimages.HeaderDataError):
-        return ()
-    return (_in_mm(affine, unit),) if np.isfinite(affine).all() and np.linalg.det(affine) else ()
-
-
-def _itk_reading(path: Path) -> tuple[np.ndarray, ...]:
-    """The affine that ITK, and with it 3D Slicer and ITK-SNAP, reads from a NIfTI header; () where it reads none."""
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-        parts = [np.array(part) for part in (reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())]
-        size = reader.GetDimension()
-        return (affine_ras(parts[0][:3], parts[1][:3], parts[2].reshape(size, size)[:3, :3]),)
-    except (RuntimeError, ValueError):
-        return ()
-
-
-def _itk_format(path: Path) -> str:
-    """ITK knows suffixes in small letters only."""
-    return "MetaImageIO" if path.suffix.lower() in (".mha", ".mhd") else "NrrdImageIO"
-
-
-def _text_header(path: Path) -> tuple[str, bytes]:
-    """The fields of a NRRD or MetaImage file as text, and what follows them."""
-    content = path.read_bytes()
-    end = rb"ElementDataFile[^\n]*\n" if path.suffix.lower() in (".mha", ".mhd") else rb"\r?\n\r?\n"
-    found = re.search(end, content)
-    stop = found.end() if found else len(content)
-    return content[:stop].decode("latin-1"), content[stop:]
-
-
-def _check_stream(path: Path) -> None:
-    """Read a compressed stream to its checksum, which ITK does not."""
-    header, rest = _text_header(path)
-    if re.search(r"^encoding:\s*gz", header, re.I | re.M) and rest:
-        gzip.decompress(rest)
-    elif re.search(r"^CompressedData\s*=\s*True", header, re.I | re.M):
-        for content in [file.read_bytes() for file in files_of(path)[1:]] or [rest]:
-            zlib.decompress(content)
-
-
-def _nifti_unit(header: nib.Nifti1Header, path: Path) -> float:
-    try:
-        return _unit([header.get_xyzt_units()[0]], path)
-    except KeyError:
-        return _unit([f"unit number {int(header['xyzt_units']) & 7}"], path)
-
-
-def _itk_unit(path: Path) -> float:
-    """Of a NRRD or MetaImage file; ITK ignores it."""
-    named = re.search(r"^(?:(?:space )?units:|DistanceUnits\s*=)\s*(.*?)\s*$", _text_header(path)[0], re.M)
-    return _unit([word.strip('"') for word in named[1].split()] if named else [], path)
-
-
-def _unit(names: list[str], path: Path) -> float:
-    """Millimetres of the one unit that a header names; an `InputError` where it is unknown or differs by axis."""
-    sizes = {MM.get(name.lower()) for name in names if name} or {1.0}
-    if len(sizes) > 1 or None in sizes:
-        raise InputError(f"{path} states its geometry in {', '.join(dict.fromkeys(names))}; export it again in mm")
-    return sizes.pop()
-
-
-def files_of(path: Path) -> list[Path]:
-    """Every file that a scan is read from: those of a folder, a header and its voxel files, or the file itself."""
-    if path.is_dir():
-        return sorted(file for file in path.iterdir() if file.is_file())
-    if path.suffix.lower() not in (".mhd", ".mha", ".nrrd", ".nhdr"):
-        return [path]
-    header, rest = _text_header(path)
-    named = re.search(r"^(?:ElementDataFile\s*=|data ?file:)\s*(.+?)\s*$", header, re.I | re.M)
-    words = named[1].split() if named else ["LOCAL"]
-    if words[0] == "LIST":
-        below = header[named.end() :] + rest.decode("latin-1")
-        names = [line.strip() for line in below.splitlines() if line.strip()]
-    elif "%" in words[0] and len(words) >= 4:
-        first, last, step = map(int, words[1:4])
-        names = [words[0] % number for number in range(first, last + 1, step)]
-    else:
-        names = [named[1]] if named and words[0] != "LOCAL" else []
-    return [path, *(path.parent / name for name in names if (path.parent / name).is_file())]
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Whatever a library raises on a damaged file becomes an `InputError` that names it."""
-    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # what matters is raised below, in one sentence
-    try:
-        yield
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno:  # of the system, not of a library
-            raise InputError(f"{path} cannot be read: {error.strerror}; see its rights and its disk") from error
-        lines = [line for line in str(error).splitlines() if "ERROR" in line] or str(error).splitlines() or [""]
-        reason = re.sub(r"^.*ERROR: ", "", lines[0]) or type(error).__name__
-        raise InputError(f"{path} is damaged or no scan ({reason}); export it again") from error
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
-
-
-def _from_itk(image: sitk.Image) -> tuple[np.ndarray, np.ndarray]:
-    """Array (W, H, D) or as many axes as there are, and affine; components of a colour image come last."""
-    if image.GetDimension() == 4 and image.GetSize()[3] == 1:
-        image = image[..., 0]
-    array = sitk.GetArrayViewFromImage(image)
-    components = int(image.GetNumberOfComponentsPerPixel() > 1)
-    axes = (*reversed(range(image.GetDimension())), *([image.GetDimension()] if components else []))
-    array = np.array(array.transpose(axes))
-    if image.GetDimension() != 3:
-        return array, np.eye(4)
-    return array, affine_ras(image.GetSpacing(), image.GetOrigin(), image.GetDirection())
-
-
 def _check_affine(affine: np.ndarray | None, path: Path) -> None:
-    usable = affine is not None and bool(np.isfinite(affine).all())
+    if affine is None:
+        raise InputError(f"{path} does not state the size of its voxels; write it into its header")
+    usable = bool(np.isfinite(affine).all())
     if usable:
         lengths = np.linalg.norm(affine[:3, :3], axis=0)
         usable = lengths.min() > 0 and abs(np.linalg.det(affine[:3, :3] / lengths)) > LEAST_VOLUME
@@ -317,14 +164,20 @@ def find_scans(folder: Path | str, labels: bool = False) -> dict[str, Path]:
     segmentations = [path for path in paths if path.name.lower().endswith(SEGMENTATION)]
     paths = segmentations if labels and segmentations else [path for path in paths if path not in segmentations]
     found: dict[str, Path] = {}
+    series: dict[str, Path] = {}
     for path in paths:
-        holders = list(series_folders(path)) if path.is_dir() else [path] if case_id(path) else []
-        for holder in holders:
-            names = [path.name] if len(holders) == 1 else holder.relative_to(folder).parts
+        below = series_folders(path) if path.is_dir() else {}
+        for holder in below if path.is_dir() else [path] if case_id(path) else []:
+            names = [path.name] if len(below) < 2 else holder.relative_to(folder).parts
             case = case_id(path) or unicodedata.normalize("NFC", "_".join(names))
             if case in found:
                 raise InputError(f"{found[case]} and {holder} have one case id, {case}; rename or remove one of them")
             found[case] = holder
+            if holder in below and series.setdefault(below[holder], holder) != holder:
+                both = f"{series[below[holder]]} and {holder}"
+                raise InputError(f"{both} hold slices of one DICOM series; put them into one folder, or remove a copy")
+    if found and (other := next((path for path in paths if path.name.lower().endswith(OTHER)), None)):
+        raise InputError(f"{other} is no scan that can be read, unlike others beside it; convert it, or take it away")
     if not found and folder in series_folders(folder):
         found = {folder.resolve().name: folder}
     if not found:

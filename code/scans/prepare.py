@@ -28,7 +28,8 @@ from dataloaders.case_files import (
     is_name,
     write_case,
 )
-from scans.files import GRID_TOLERANCE, Scan, files_of, on_grid_of, orientation_of, read_scan
+from scans.files import GRID_TOLERANCE, Scan, on_grid_of, orientation_of, read_scan
+from scans.formats import files_of
 from scans.preprocess import RECORD, Preprocessing
 from scans.region import Box
 from utils.errors import InputError
@@ -261,6 +262,8 @@ def _read_mask(source: RawCase, scan: Scan, recipe: Recipe) -> tuple[np.ndarray,
         raise InputError(f"{source.image} is given as image and as label; correct --labels or the column label")
     label = read_scan(source.label)
     array, off = on_grid_of(scan, label)
+    if np.array_equal(array, scan.array):
+        raise InputError(f"{source.label} holds the voxels of its image {source.image}; correct --labels")
     if off > recipe.grid_tolerance:
         raise InputError(_misfit(source, scan, label, off))
     values = np.unique(array)

@@ -139,3 +139,85 @@ def test_a_slice_that_is_cut_is_not_left_out(tmp_path, volume, length):
     with pytest.raises(InputError) as caught:
         read_scan(tmp_path / "a")
     assert str(last) in str(caught.value)
+
+
+def edit(folder, change, names=None):
+    """Change the headers of a series, or of some of its files."""
+    for path in [folder / name for name in names] if names else list(folder.iterdir()):
+        dataset = pydicom.dcmread(path)
+        change(dataset)
+        dataset.save_as(path, enforce_file_format=True)
+
+
+def setting(**values):
+    return lambda dataset: [setattr(dataset, key, value) for key, value in values.items()]
+
+
+def colour(dataset):
+    setting(SamplesPerPixel=3, PlanarConfiguration=0, BitsAllocated=8, BitsStored=8, HighBit=7)(dataset)
+    setting(PhotometricInterpretation="RGB", PixelRepresentation=0, PixelData=bytes(60))(dataset)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        setting(PhotometricInterpretation="MONOCHROME1"),  # which ITK inverts
+        colour,
+        setting(SOPClassUID="1.2.840.10008.5.1.4.1.1.66.4"),  # of a segmentation
+        setting(PixelData=bytes(20)),  # of 40
+        lambda dataset: dataset.__delitem__("PixelData"),
+        setting(ImagePositionPatient=["0", "0", "nan"]),
+        setting(ImageOrientationPatient=[0] * 6),
+        setting(PixelSpacing=[0, 1]),
+    ],
+)
+def test_a_slice_that_does_not_fit_is_named(tmp_path, volume, change):
+    files(tmp_path / "a", volume, [z(k) for k in range(N)])
+    edit(tmp_path / "a", change, ["2.dcm"])
+    with pytest.raises(InputError) as caught:
+        read_scan(tmp_path / "a")
+    assert str(tmp_path / "a" / "2.dcm") in str(caught.value)
+
+
+def test_slices_of_several_sizes(tmp_path, volume):
+    files(tmp_path / "a", volume, [z(k) for k in range(N)])
+    edit(tmp_path / "a", setting(Rows=4), ["2.dcm"])
+    with pytest.raises(InputError, match="size"):
+        read_scan(tmp_path / "a")
+
+
+@pytest.mark.parametrize("write", [files, frames])
+def test_compressed_pixels(tmp_path, write):
+    volume = np.random.default_rng(0).integers(-300, 500, (N, 64, 48)).astype(np.int16)
+    write(tmp_path / "a", volume, [z(k) for k in range(N)])
+    edit(tmp_path / "a", lambda dataset: dataset.compress(pydicom.uid.RLELossless))
+    np.testing.assert_array_equal(read_scan(tmp_path / "a").array, volume.T)
+
+
+@pytest.mark.parametrize("part", ["shared", "each"])
+def test_the_rescaling_of_frames(tmp_path, volume, part):
+    def rescale(dataset):
+        scale = [item(RescaleSlope="2.5", RescaleIntercept="-1024", RescaleType="US")]
+        shared, each = dataset.SharedFunctionalGroupsSequence, dataset.PerFrameFunctionalGroupsSequence
+        for group in shared if part == "shared" else each:
+            group.PixelValueTransformationSequence = scale
+
+    frames(tmp_path / "a", volume, [z(k) for k in range(N)])
+    edit(tmp_path / "a", rescale)
+    np.testing.assert_allclose(read_scan(tmp_path / "a").array, volume.T * 2.5 - 1024)
+
+
+def test_a_series_in_two_folders_is_not_two_scans(tmp_path, volume):
+    places = [z(k) for k in range(N)]
+    for name, part in (("DIR000", slice(3)), ("DIR001", slice(3, N))):
+        files(tmp_path / "patient" / name, volume[part], places[part])
+    with pytest.raises(InputError, match="DIR000.*DIR001"):
+        find_scans(tmp_path)
+
+
+def test_links_to_folders_are_followed_once(tmp_path, volume):
+    files(tmp_path / "real", volume, [z(k) for k in range(N)])
+    (tmp_path / "in" / "anna").mkdir(parents=True)
+    os.symlink(tmp_path / "real", tmp_path / "in" / "anna" / "t1")
+    os.symlink(tmp_path / "in", tmp_path / "in" / "anna" / "loop")
+    assert list(find_scans(tmp_path / "in")) == ["anna"]

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -12,7 +13,6 @@ import SimpleITK as sitk
 from scans import files as scans
 from scans.files import (
     Scan,
-    files_of,
     find_scans,
     grid_distance,
     on_grid_of,
@@ -21,6 +21,7 @@ from scans.files import (
     reorient,
     write_scan,
 )
+from scans.formats import files_of
 from utils.errors import InputError
 
 SPACING = (0.5, 0.75, 2.0)
@@ -221,6 +222,8 @@ def test_find_scans(tmp_path, array):
     fault(lambda: find_scans(tmp_path / "nowhere"), "no folder", tmp_path / "nowhere")
     (tmp_path / "b.mha").touch()
     fault(lambda: find_scans(tmp_path), "b.nii.gz", "b.mha", "one case id")
+    (tmp_path / "b.mha").rename(tmp_path / "c.mgz")
+    fault(lambda: find_scans(tmp_path), tmp_path / "c.mgz")  # a patient that would be left out
 
 
 def test_accents_are_one_character_in_an_id(tmp_path):
@@ -279,7 +282,7 @@ def nifti(array, affine, moved=0.0, codes=(1, 2), unit="mm") -> nib.Nifti1Image:
     image.set_sform(other, 2)
     image.header["qform_code"], image.header["sform_code"] = codes
     image.header.set_xyzt_units(unit)
-    return image
+    return nib.Nifti1Image(array, None, image.header)  # nibabel would put codes for an affine
 
 
 @pytest.mark.parametrize("codes", [(1, 2), (0, 0), (1, 0), (0, 2)])
@@ -365,13 +368,121 @@ def test_a_flipped_bit_in_a_compressed_file(tmp_path, array, name):
 
 
 @pytest.mark.parametrize("place", ["middle", "checksum"])
-def test_a_flipped_bit_in_a_detached_compressed_file(tmp_path, array, place, capfd):
-    sitk.WriteImage(itk_image(array), str(tmp_path / "a.mhd"), useCompression=True)
-    (voxels,) = tmp_path.glob("*.zraw")
-    content = bytearray(voxels.read_bytes())
+@pytest.mark.parametrize("name, voxels", [("a.mhd", "a.zraw"), ("a.nhdr", "a.raw.gz")])
+def test_a_flipped_bit_in_a_detached_compressed_file(tmp_path, array, name, voxels, place, capfd):
+    sitk.WriteImage(itk_image(array), str(tmp_path / name), useCompression=True)
+    content = bytearray((tmp_path / voxels).read_bytes())
     content[len(content) // 2 if place == "middle" else -2] ^= 1
-    voxels.write_bytes(content)
-    fault(lambda: read_scan(tmp_path / "a.mhd"), tmp_path / "a.mhd")
+    (tmp_path / voxels).write_bytes(content)
+    fault(lambda: read_scan(tmp_path / name), tmp_path / name)
+
+
+def write_list(folder, array, count):
+    """A MetaImage whose slices are files."""
+    sitk.WriteImage(itk_image(array), str(folder / "a.mhd"))
+    header = (folder / "a.mhd").read_text().replace("= a.raw", "= LIST")
+    (folder / "a.mhd").write_text(header + "".join(f"s{k}.raw\n" for k in range(count)))
+    for k in range(array.shape[2]):
+        (folder / f"s{k}.raw").write_bytes(array[..., k].tobytes(order="F"))
+
+
+def resized(path, change):
+    content = path.read_bytes()
+    path.write_bytes(content + bytes(range(change)) if change > 0 else content[:change])
+
+
+@pytest.mark.parametrize("change", [-2, 2])
+@pytest.mark.parametrize(
+    "name, voxels", [("a.nii", "a.nii"), ("a.mhd", "a.raw"), ("a.nhdr", "a.raw"), ("a.mha", "a.mha")]
+)
+def test_a_file_has_the_length_that_its_header_states(tmp_path, array, name, voxels, change, capfd):
+    sitk.WriteImage(itk_image(array), str(tmp_path / name))
+    resized(tmp_path / voxels, change)
+    fault(lambda: read_scan(tmp_path / name), tmp_path / name, array.nbytes + 352 * (name == "a.nii"))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.mha", "a.nrrd"])
+def test_a_header_that_states_terabytes_is_damaged(tmp_path, array, name):
+    sitk.WriteImage(itk_image(array), str(tmp_path / name))
+    content = bytearray((tmp_path / name).read_bytes())
+    if name == "a.nii":
+        content[42:48] = np.array([32767] * 3, "<i2").tobytes()
+    else:
+        content = content.replace(b"7 6 5", b"99999 99999 99999")
+    (tmp_path / name).write_bytes(content)
+    fault(lambda: read_scan(tmp_path / name), tmp_path / name, "damaged")
+
+
+def test_every_slice_of_a_list_must_be_there(tmp_path, array):
+    write_list(tmp_path, array, 5)
+    np.testing.assert_array_equal(read_scan(tmp_path / "a.mhd").array, array)
+    (tmp_path / "s2.raw").unlink()
+    fault(lambda: read_scan(tmp_path / "a.mhd"), tmp_path / "s2.raw", "missing")
+    write_list(tmp_path, array, 4)  # ITK leaves the last slice as the memory was
+    fault(lambda: read_scan(tmp_path / "a.mhd"), tmp_path / "a.mhd", "damaged")
+
+
+@pytest.mark.parametrize("codes", [(0, 0), (1, 0)])
+@pytest.mark.parametrize("size", [0, -1.5, np.nan])
+def test_a_voxel_size_is_not_made_up_in_nifti(tmp_path, array, codes, size, capfd):
+    image = nifti(array, np.diag([*SPACING, 1.0]), codes=codes)
+    content = bytearray(image.to_bytes())
+    content[80:84] = np.float32(size).tobytes()  # pixdim[1]
+    (tmp_path / "a.nii").write_bytes(content)
+    fault(lambda: read_scan(tmp_path / "a.nii"), tmp_path / "a.nii", "size of its voxels")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "name, stated",
+    [
+        ("a.nrrd", b"spacings: nan 1 2\n"),
+        ("a.nrrd", b"space directions: none (0,1,0) (0,0,2)\n"),
+        ("a.nrrd", b""),
+        ("a.mha", b""),
+    ],
+)
+def test_a_voxel_size_is_not_made_up_elsewhere(tmp_path, array, name, stated):
+    sitk.WriteImage(itk_image(array), str(tmp_path / name))
+    content = (tmp_path / name).read_bytes()
+    line = rb"space directions:.*\n" if name == "a.nrrd" else rb"ElementSpacing.*\n"
+    content = re.sub(rb"space:.*\n|space origin:.*\n", b"", content) if stated.startswith(b"spacings") else content
+    (tmp_path / name).write_bytes(re.sub(line, stated, content))
+    fault(lambda: read_scan(tmp_path / name), tmp_path / name)
+
+
+def test_voxels_within_the_header_of_nifti(tmp_path, array):
+    content = bytearray(nib.Nifti1Image(array, np.eye(4)).to_bytes())
+    content[108:112] = np.float32(0).tobytes()  # vox_offset: nibabel reads from 0, ITK from 348
+    (tmp_path / "a.nii").write_bytes(content)
+    fault(lambda: read_scan(tmp_path / "a.nii"), tmp_path / "a.nii")
+
+
+def test_memory_that_itk_cannot_get_is_no_damage(tmp_path, array, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("Exception thrown in ITK\nFailed to allocate memory for image.")
+
+    sitk.WriteImage(itk_image(array), str(tmp_path / "a.nrrd"))
+    monkeypatch.setattr(sitk.ImageFileReader, "Execute", fail)
+    with pytest.raises(MemoryError):
+        read_scan(tmp_path / "a.nrrd")
+
+
+@pytest.mark.parametrize("kind", [">i2", "<u4", "<f8"])
+@pytest.mark.parametrize("make", [nib.Nifti1Header, nib.Nifti2Header])
+def test_any_byte_order_type_and_version_of_nifti(tmp_path, array, kind, make):
+    header = make(endianness=kind[0])
+    header.set_data_dtype(np.dtype(kind))
+    header.set_data_shape(array.shape)
+    header.set_sform(np.diag([*SPACING, 1.0]), 1)
+    header["vox_offset"], header["magic"] = header.single_vox_offset, header.single_magic
+    values = np.abs(array).astype(kind)
+    filled = header.binaryblock.ljust(header.single_vox_offset, b"\0") + values.tobytes(order="F")
+    (tmp_path / "a.nii").write_bytes(filled)
+    np.testing.assert_array_equal(read_scan(tmp_path / "a.nii").array, values)
+    write_scan(tmp_path / "m.nii.gz", array > 0, np.eye(4), read_scan(tmp_path / "a.nii").header)
+    np.testing.assert_allclose(read_scan(tmp_path / "m.nii.gz").spacing_mm, SPACING, rtol=1e-6)
 
 
 # --- labels on the grid of their scan

@@ -271,6 +271,9 @@ def test_an_image_is_no_label(raw):
     with pytest.raises(InputError, match="--labels"):
         prepare.prepare_case(RawCase("scan0", image, image), PLAIN)
     copy = shutil.copy(image, raw / "labels" / "scan0.nii.gz")
+    with pytest.raises(InputError, match="--labels"):
+        prepare.prepare_case(RawCase("scan0", image, copy), PLAIN)
+    edit(copy, lambda array, affine: nib.Nifti1Image(array + 1, affine))
     with pytest.raises(InputError, match="--foreground"):
         prepare.prepare_case(RawCase("scan0", image, copy), PLAIN)
 
