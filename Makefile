@@ -31,8 +31,8 @@ hippocampus: $(READY) ## the same on real scans: make hippocampus DATA=Task04_Hi
 	@test -d "$(DATA)/imagesTr" || { echo 'DATA must be the folder Task04_Hippocampus of the Decathlon; see docs/hippocampus.md'; exit 2; }
 	@test "$(DATA)" -ef data/hippocampus/Task04_Hippocampus || ln -sfn "$(abspath $(DATA))" data/hippocampus/Task04_Hippocampus
 	$(RUN) code/prepare_scans.py --images data/hippocampus/scans.csv --dest data/hippocampus
-	$(RUN) code/train.py --method supervised --preset hippocampus --exp hippocampus_vnet --overwrite $(DEMO_FLAGS)
-	$(RUN) code/train_dtml.py --preset hippocampus --exp hippocampus_dtml --overwrite $(DEMO_FLAGS)
+	$(RUN) code/train.py --method supervised --preset hippocampus --labelnum 4 --exp hippocampus_vnet --overwrite $(DEMO_FLAGS)
+	$(RUN) code/train_dtml.py --preset hippocampus --labelnum 4 --exp hippocampus_dtml --overwrite $(DEMO_FLAGS)
 	$(RUN) code/test_LA.py --exp hippocampus_vnet hippocampus_dtml --report
 
 check: $(READY) ## before each commit: lint and the fast tests
