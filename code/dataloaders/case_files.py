@@ -1,14 +1,16 @@
-"""Left-atrium data on disk: from a list file to the arrays of its cases, and the writing of both.
+"""Cases on disk: from a list file to the arrays of its cases, and the writing of both.
 
-Layout: `<root>/<case>/mri_norm2.h5` with the data sets `image` (float32) and `label` (uint8, 1 = left
-atrium), both (W, H, D). Attributes, all optional: `spacing_mm`, `origin_mm` and `direction`, the geometry in ITK's
-terms (LPS; the direction as 9 numbers row by row). A fault is one sentence that names the file, the data set and what
-fixes it.
+Layout: `<root>/<case>/mri_norm2.h5` with the data sets `image` (float32) and `label` (uint8, 0 to C for C foreground
+classes; LA: 1 = left atrium), both (W, H, D). Attributes, all optional: `spacing_mm`, `origin_mm` and `direction`, the
+geometry in ITK's terms (LPS; the direction as 9 numbers row by row); `class_names` and `class_values`, JSON lists of
+the names and of the original label values of the classes. A fault is one sentence that names the file, the data set
+and what fixes it.
 """
 
 import glob
 import hashlib
 import io
+import json
 import os
 import unicodedata
 from collections import Counter
@@ -22,6 +24,7 @@ import numpy as np
 
 from utils.errors import InputError
 from utils.files import atomic, writing
+from utils.labels import MOST_CLASSES, ONE_CLASS, LabelClass
 from utils.nifti import VOXEL_MM
 
 CASE_FILE = "mri_norm2.h5"
@@ -31,6 +34,7 @@ LABEL_KEY = "label"
 SPACING_KEY = "spacing_mm"
 ORIGIN_KEY = "origin_mm"
 DIRECTION_KEY = "direction"
+NAMES_KEY, VALUES_KEY = "class_names", "class_values"
 VOXELS_KEY = "voxels"  # SHA-256 of the raw scan's values: equal for one scan under two ids
 LABEL_ROUNDING = 1e-3  # by which stored label values may miss whole numbers
 DEST = "--dest"  # the flag by which scripts that write a data folder name it
@@ -97,11 +101,34 @@ def read_image(root: Path, case: str) -> np.ndarray:
     return image
 
 
-def read_label(root: Path, case: str) -> np.ndarray:
-    """Whole label: (W, H, D), uint8, 0 or 1, of the shape of the image."""
-    label, faults = _load(root, case, LABEL_KEY)
+def read_label(root: Path, case: str, num_classes: int = 1) -> np.ndarray:
+    """Whole label: (W, H, D), uint8, 0 to `num_classes`, of the shape of the image."""
+    label, faults = _load(root, case, LABEL_KEY, num_classes)
     _raise_first(faults)
     return label
+
+
+def read_classes(root: Path, case: str) -> tuple[LabelClass, ...]:
+    """The foreground classes that a case records; one if it records none."""
+    with _opened(root, case) as file:
+        names, values = file.attrs.get(NAMES_KEY), file.attrs.get(VALUES_KEY)
+    if names is None and values is None:
+        return ONE_CLASS
+    try:
+        pairs = zip(json.loads(names), json.loads(values), strict=True)
+        classes = tuple(LabelClass(str(name), tuple(map(int, group))) for name, group in pairs)
+    except (TypeError, ValueError):
+        classes = ()
+    if not classes:
+        rule = "a JSON list of names there, and one of as many lists of whole numbers in 'class_values'"
+        raise _invalid(root, case, NAMES_KEY, names, f"{rule} (here {values!r})")
+    return classes
+
+
+def class_attributes(classes: Sequence[LabelClass]) -> dict[str, str]:
+    """What a case's attributes say of its classes, for `write_case`."""
+    names, values = [one.name for one in classes], [one.values for one in classes]
+    return {NAMES_KEY: json.dumps(names), VALUES_KEY: json.dumps(values)}
 
 
 def read_crop(root: Path, case: str, key: str, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
@@ -218,15 +245,17 @@ def _image_clue(root: Path, case: str) -> Any:
         return voxels or hashlib.sha256(_dataset(file, IMAGE_KEY)[()].astype(np.float32)).hexdigest()
 
 
-def find_faults(root: Path, case: str, expect_label: bool = True) -> list[str]:
+def find_faults(root: Path, case: str, expect_label: bool = True, num_classes: int | None = None) -> list[str]:
     """Every fault of one case, as sentences; empty for a valid one.
 
-    Args: expect_label, False for an unlabeled case, which may lack a label; one that is there is checked.
+    Args: expect_label, False for an unlabeled case, which may lack a label; one that is there is checked; num_classes,
+        the largest value of the label, None for what the case records.
     """
     faults = _load(root, case, IMAGE_KEY)[1]
     try:
+        classes = num_classes or len(read_classes(root, case))
         if expect_label or has_label(root, case):
-            faults += _load(root, case, LABEL_KEY)[1]
+            faults += _load(root, case, LABEL_KEY, classes)[1]
         read_geometry(root, case)
     except InputError as error:
         faults.append(str(error))
@@ -299,7 +328,7 @@ def _dataset(file: h5py.File, key: str) -> h5py.Dataset:
     return data
 
 
-def _load(root: Path, case: str, key: str) -> tuple[np.ndarray | None, list[str]]:
+def _load(root: Path, case: str, key: str, num_classes: int = 1) -> tuple[np.ndarray | None, list[str]]:
     """One whole data set, None where it cannot be used, and a sentence for each of its faults."""
     try:
         with _opened(root, case) as file:
@@ -308,7 +337,10 @@ def _load(root: Path, case: str, key: str) -> tuple[np.ndarray | None, list[str]
     except InputError as error:
         return None, [str(error)]
     where = f"{case_path(root, case)}: '{key}'"
-    faults = _image_faults(where, values) if key == IMAGE_KEY else _label_faults(where, values, image_shape)
+    if key == IMAGE_KEY:
+        faults = _image_faults(where, values)
+    else:
+        faults = _label_faults(where, values, image_shape, num_classes)
     return (None if faults else values.astype(_DTYPES[key])), faults
 
 
@@ -325,12 +357,20 @@ def _image_faults(where: str, image: np.ndarray) -> list[str]:
     return [f"{where} has {bad} voxels that are NaN or infinite; write finite values"] if bad else []
 
 
-def _label_faults(where: str, label: np.ndarray, image_shape: tuple[int, ...]) -> list[str]:
+def _label_faults(where: str, label: np.ndarray, image_shape: tuple[int, ...], num_classes: int) -> list[str]:
     faults = []
     if label.shape != image_shape:
         faults.append(f"{where} has shape {label.shape}, '{IMAGE_KEY}' {image_shape}; write both on one grid")
-    foreign = np.unique(label[(label != 0) & (label != 1)])
+    foreign = np.unique(label[np.isin(label, np.arange(num_classes + 1), invert=True)])
     if foreign.size:
         some = ", ".join(str(value) for value in foreign[:5])
-        faults.append(f"{where} has values other than 0 and 1 ({some}); write 1 for the atrium, 0 elsewhere")
+        known = "0 and 1" if num_classes == 1 else f"0 to {num_classes}"
+        faults.append(f"{where} has values other than {known} ({some}); {_remedy(foreign)}")
     return faults
+
+
+def _remedy(foreign: np.ndarray) -> str:
+    """What to do about label values that no class has."""
+    merge = "write 1 for the foreground and 0 elsewhere"
+    are_classes = np.isin(foreign, np.arange(MOST_CLASSES + 1)).all()
+    return f"give --num_classes {int(foreign.max())}, or {merge}" if are_classes else merge

@@ -9,6 +9,7 @@ import pytest
 from dataloaders import case_files
 from dataloaders.case_files import IMAGE_KEY, LABEL_KEY, case_path, find_faults, read_list
 from utils.errors import InputError
+from utils.labels import ONE_CLASS, LabelClass
 
 CASE = "A1"
 
@@ -324,3 +325,41 @@ def test_a_file_without_the_right_to_read_is_not_damaged(tmp_path, image, monkey
     )
     message = the_fault(lambda: case_files.read_image(tmp_path, CASE), path, os.strerror(13))
     assert "damaged" not in message
+
+
+TWO = [LabelClass("anterior", (1,)), LabelClass("posterior", (2, 7))]
+
+
+def test_a_case_records_its_classes(tmp_path, image, label):
+    write_case(tmp_path, image, label)
+    assert case_files.read_classes(tmp_path, CASE) == ONE_CLASS
+    case_files.write_case(tmp_path, CASE, image, 2 * label, case_files.class_attributes(TWO))
+    assert list(case_files.read_classes(tmp_path, CASE)) == TWO
+    assert find_faults(tmp_path, CASE) == []
+
+
+BAD_CLASSES = [("[]", "[]"), ('["a"]', "[[1], [2]]"), ("a", "[[1]]"), ('["a"]', "[1]"), ("3", "[[1]]"), ('["a"]', None)]
+
+
+@pytest.mark.parametrize("names, values", BAD_CLASSES)
+def test_bad_classes(tmp_path, image, label, names, values):
+    attributes = {"class_names": names} | ({} if values is None else {"class_values": values})
+    path = write_case(tmp_path, image, label, **attributes)
+    message = the_fault(lambda: case_files.read_classes(tmp_path, CASE), path, "class_names", "class_values")
+    assert find_faults(tmp_path, CASE) == [message]
+
+
+def test_label_values_up_to_the_number_of_classes(tmp_path, image, label):
+    path = write_case(tmp_path, image, 3.0 * label)
+    read = case_files.read_label(tmp_path, CASE, num_classes=3)
+    assert read.dtype == np.uint8
+    np.testing.assert_array_equal(read, 3 * label)
+    for fewer in (1, 2):
+        the_fault(lambda fewer=fewer: case_files.read_label(tmp_path, CASE, fewer), path, "label", "--num_classes 3")
+    assert len(find_faults(tmp_path, CASE)) == 1 and not find_faults(tmp_path, CASE, num_classes=3)
+
+
+@pytest.mark.parametrize("value", [-1, 0.5, 300, np.nan])
+def test_no_number_of_classes_helps_against_a_value_that_is_no_class(tmp_path, image, label, value):
+    write_case(tmp_path, image, value * label.astype(float))
+    assert "--num_classes" not in the_fault(lambda: case_files.read_label(tmp_path, CASE, num_classes=2))
