@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-# Of `make demo`. SEED (of phantom and trainings) and DEMO_FLAGS may be given:
+# Of `make demo`. SEED (of phantom and training) and DEMO_FLAGS may be given:
 #   make demo SEED=1 DEMO_FLAGS="--max_iterations 20"
 SEED ?= 1337
 DEMO_FLAGS ?=

@@ -30,6 +30,7 @@ from options.types import at_least
 from runtime.device import set_determinism
 from utils import files
 from utils.errors import InputError, run_script
+from utils.words import counted
 
 CPU_SIZE, PAPER_SIZE, RECOMPUTE = ("--preset", "cpu"), (), "--recompute"
 SMALL = (96, 80, 48)  # voxels of a scan at half resolution
@@ -110,8 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse_options(argv)
     if options.threads:
         torch.set_num_threads(options.threads)
-    set_determinism(False)  # as a training has it: cuDNN picks its fastest kernels
-    print(f"{bench_device()}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
+    set_determinism(False)  # as in training: cuDNN picks its fastest kernels
+    print(f"{bench_device()}, {counted(torch.get_num_threads(), 'thread')}, torch {torch.__version__}\n")
     if options.profile:
         print(profile_of_step(CPU_SIZE, "bf16"))
         return 0

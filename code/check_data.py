@@ -17,6 +17,7 @@ from options.parser import Parser
 from options.types import PathHere
 from utils.errors import run_script
 from utils.files import repository_path, shown
+from utils.words import counted
 
 
 def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         for one, other in same_scans(root, cases)
     ]
     faults = list(dict.fromkeys(faults))  # one missing folder is one fault, not one per case
-    print(f"{root}: {len(train)} training cases, {len(test)} test cases")
+    print(f"{root}: {counted(len(train), 'training case')}, {counted(len(test), 'test case')}")
     for line in [*summarize(root, valid), *(f"fault: {fault}" for fault in faults)]:
         print(line)
     if faults:
@@ -88,7 +89,7 @@ def labeled_cases(options: argparse.Namespace, train: list[str]) -> tuple[set[st
         return set(cases) - set(strangers), faults
     number = options.labelnum
     wrong = train and not 1 <= number <= len(train)
-    fault = f"--labelnum is {number}, but --train_list has {len(train)} cases; give 1 to {len(train)}"
+    fault = f"--labelnum is {number}, but --train_list has {counted(len(train), 'case')}; give 1 to {len(train)}"
     return set(train[: max(number, 0)]), [fault] if wrong else []
 
 
@@ -98,7 +99,7 @@ def split_faults(train: list[str], test: list[str]) -> Iterator[str]:
     overlap = [case for case in test if case in trained]
     if overlap:
         yield (
-            f"{len(overlap)} cases are in both lists ({', '.join(overlap)}); "
+            f"{counted(len(overlap), 'case')} in both lists ({', '.join(overlap)}); "
             "take them out of --train_list or of --test_list"
         )
 
@@ -114,7 +115,7 @@ def summarize(root: Path, cases: list[str]) -> Iterator[str]:
     yield "spacing          " + "; ".join(" x ".join(f"{mm:g}" for mm in s) for s in spacings) + " mm"
     shares = [100 * float(read_label(root, case).mean()) for case in cases if has_label(root, case)]
     if shares:
-        yield f"labeled voxels   {min(shares):.1f}-{max(shares):.1f} % of a volume ({len(shares)} cases)"
+        yield f"labeled voxels   {min(shares):.1f}-{max(shares):.1f} % of a volume ({counted(len(shares), 'case')})"
 
 
 if __name__ == "__main__":

@@ -248,16 +248,16 @@ def main(argv: list[str] | None = None) -> int:
     options = parse_options(argv)
     dest = repository_path(options.dest).resolve()  # a link to another disk stays a link
     ids = [f"phantom_{index:03d}" for index in range(options.train + options.test)]
-    wanted = {"version": PHANTOM_VERSION, "seed": options.seed, "shape": options.shape}
-    wanted |= {LISTS[0]: ids[: options.train], LISTS[1]: ids[options.train :]}
-    if is_there(dest, wanted, options.overwrite):
+    recipe = {"version": PHANTOM_VERSION, "seed": options.seed, "shape": options.shape}
+    recipe |= {LISTS[0]: ids[: options.train], LISTS[1]: ids[options.train :]}
+    if is_there(dest, recipe, options.overwrite):
         print(f"{dest} holds this phantom already")
         return 0
     try:
         dest.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".phantom-", dir=dest.parent) as folder:
             fresh = Path(folder) / "new"  # its own folder: the temporary one is closed to other users
-            write_cases(fresh, wanted)
+            write_cases(fresh, recipe)
             if dest.exists():
                 os.replace(dest, Path(folder) / "old")
             os.replace(fresh, dest)
@@ -267,31 +267,31 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def is_there(dest: Path, wanted: dict, overwrite: bool) -> bool:
-    """Whether the wanted phantom is complete; an error where writing would destroy something else."""
+def is_there(dest: Path, recipe: dict, overwrite: bool) -> bool:
+    """Whether the phantom of this recipe is complete; an error where writing would destroy something else."""
     if not dest.exists() or (dest.is_dir() and not any(dest.iterdir())):
         return False
     try:
-        found = json.loads((dest / PHANTOM_JSON).read_text())
+        there = json.loads((dest / PHANTOM_JSON).read_text())
     except (OSError, ValueError):
         raise InputError(f"{dest} is there and is no phantom; choose another --dest, or move it away") from None
     if overwrite:
         return False
-    if found != wanted:
+    if there != recipe:
         raise InputError(f"{dest} holds a phantom of other parameters; pass --overwrite, or another --dest")
-    files = [case_path(dest, case) for name in LISTS for case in wanted[name]] + [dest / name for name in LISTS]
+    files = [case_path(dest, case) for name in LISTS for case in recipe[name]] + [dest / name for name in LISTS]
     return all(file.is_file() for file in files)
 
 
-def write_cases(folder: Path, wanted: dict) -> None:
+def write_cases(folder: Path, recipe: dict) -> None:
     """All files of the data set."""
-    ids = wanted[LISTS[0]] + wanted[LISTS[1]]
+    ids = recipe[LISTS[0]] + recipe[LISTS[1]]
     for index, case in enumerate(tqdm(ids, desc="phantom", disable=None)):  # None: only on a terminal
-        image, label = make_case(wanted["seed"], index, tuple(wanted["shape"]))
-        write_case(folder, case, image, label, {SPACING_KEY: (spacing_of(wanted["shape"]),) * 3})
+        image, label = make_case(recipe["seed"], index, tuple(recipe["shape"]))
+        write_case(folder, case, image, label, {SPACING_KEY: (spacing_of(recipe["shape"]),) * 3})
     for name in LISTS:
-        write_list(folder / name, wanted[name])
-    (folder / PHANTOM_JSON).write_text(json.dumps(wanted) + "\n")
+        write_list(folder / name, recipe[name])
+    (folder / PHANTOM_JSON).write_text(json.dumps(recipe) + "\n")
 
 
 if __name__ == "__main__":

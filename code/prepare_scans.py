@@ -28,6 +28,7 @@ from scans.prepare import Outcome, RawCase, Recipe, prepare_folder, report
 from scans.preprocess import NORMALISATIONS, Preprocessing
 from utils.errors import InputError, run_script
 from utils.files import repository_path, shown
+from utils.words import counted
 
 CSV_COLUMNS = ("image", "label", "id", "split")
 PARTS = ("train", "test")  # what the column `split` may say
@@ -267,7 +268,7 @@ def remarks(dest: Path, outcome: Outcome, recipe: Recipe) -> Iterator[str]:
     records = list(outcome.cases.values())
     if not records:
         return
-    yield from found(records, recipe)
+    yield from contents(records, recipe)
     path = dest / LISTS[0]
     if not outcome.labeled or not path.exists():
         yield "no case is labeled: training needs labels for some of them, with --labels or a column label"
@@ -275,7 +276,8 @@ def remarks(dest: Path, outcome: Outcome, recipe: Recipe) -> Iterator[str]:
     train = read_list(path, DEST)
     labeled = len(set(train) & set(outcome.labeled))
     unlabeled = len(train) - labeled
-    yield f"{shown(path)}: {labeled} labeled cases (--labelnum {labeled} or fewer), then {unlabeled} unlabeled"
+    cases = counted(labeled, "labeled case")
+    yield f"{shown(path)}: {cases} (--labelnum {labeled} or fewer), then {unlabeled} unlabeled"
     if labeled:
         shapes = [record["prepared_shape"] for record in records]
         known = dest, shapes, labeled, unlabeled > 0
@@ -283,7 +285,7 @@ def remarks(dest: Path, outcome: Outcome, recipe: Recipe) -> Iterator[str]:
         yield f"without a GPU: {training_command(*known, cpu_preset(shapes))} --exp mine"
 
 
-def found(records: list[dict[str, Any]], recipe: Recipe) -> Iterator[str]:
+def contents(records: list[dict[str, Any]], recipe: Recipe) -> Iterator[str]:
     """Sizes, voxel sizes, orientations and label values of the scans, as they came."""
     for title, key, unit in (("sizes", "shape", "voxels"), ("voxel sizes", "spacing_mm", "mm")):
         axes = np.array([record[key] for record in records])
@@ -297,7 +299,7 @@ def found(records: list[dict[str, Any]], recipe: Recipe) -> Iterator[str]:
     else:
         yield f"orientations: {counts}"
     if sheared := sum(record.get("sheared", False) for record in records):
-        yield f"axes sheared by a tilted gantry: {sheared} scans; test_LA.py measures mm as if they were orthogonal"
+        yield f"sheared by a tilted gantry: {counted(sheared, 'scan')}; test_LA.py measures as if axes were orthogonal"
     values = sorted({value for record in records for value in record.get("label_values", [])})
     if values:
         yield "label values: " + ", ".join(map(str, values))

@@ -22,6 +22,7 @@ from options.presets import COMPAT
 from options.types import PathHere, at_least
 from utils import files
 from utils.errors import InputError, run_script
+from utils.words import counted
 
 if TYPE_CHECKING:
     from evaluation.comparison import TestedRun
@@ -166,8 +167,6 @@ def print_scores(tested: Sequence["TestedRun"], printed: Sequence[str], asked: N
 
 
 def _verified(tested: Sequence["TestedRun"]) -> str:
-    from evaluation.provenance import counted
-
     scores = [score for run in dict.fromkeys(tested) for score in run.scores]
     compared = sum(score["volume_ml"] > 0 and score["label_ml"] > 0 for score in scores)
     empty = len(scores) - compared

@@ -27,6 +27,7 @@ from scans.preprocess import read_record
 from utils import files
 from utils.errors import InputError
 from utils.files import REPOSITORY, repository_path, shown
+from utils.words import counted
 
 SIGNAL_EXIT = 128  # exit status of a run that a signal stopped: 128 + its number, as shells count
 LESS_MEMORY = "lower --batch_size, --patch_size or --n_filters, or give --amp bf16 or --recompute"
@@ -158,8 +159,8 @@ def _refuse_seen(seen: Sequence[str], options: Namespace) -> None:
     path = list_paths(options)[1]
     if path.exists() and (both := sorted(set(seen).intersection(cases_to_test(options)))):
         raise InputError(
-            f"--init_from {options.init_from} was trained on {len(both)} cases of {path}, {both[0]} the first; "
-            "start from another run, or test on other cases with --test_list"
+            f"--init_from {options.init_from} was trained on {counted(len(both), 'case')} of {path}, {both[0]} "
+            "the first; start from another run, or test on other cases with --test_list"
         )
 
 

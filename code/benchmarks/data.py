@@ -1,4 +1,4 @@
-"""Rows about data: batches from files, the start of a training, very many scans, distance maps, metrics."""
+"""Rows about data: batches from files, the start of a training run, very many scans, distance maps, metrics."""
 
 import itertools
 import time

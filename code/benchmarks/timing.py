@@ -94,14 +94,14 @@ def balls(count: int, shape: Sequence[int], shift: float = 0.0) -> np.ndarray:
 
 
 def stream_of(options: Namespace, cases: Sequence[str], labeled: int) -> BatchStream:
-    """The batches of a training on these cases, the first of which are labeled."""
+    """The batches of a training run on these cases, the first of which are labeled."""
     groups = cases[:labeled], cases[labeled:]
     return BatchStream(options, CaseStore(options, *groups), *groups)
 
 
 @contextmanager
 def made_up_cases(count: int) -> Iterator[tuple[Path, list[str]]]:
-    """A data folder of so many cases of noisy balls, for the time of a `with`; its path and the names of the cases."""
+    """A data folder of `count` cases of noisy balls, for the time of a `with`; its path and the names of the cases."""
     cases = [f"case{index:04}" for index in range(count)]
     with TemporaryDirectory() as folder:
         root = Path(folder)

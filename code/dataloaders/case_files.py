@@ -26,6 +26,7 @@ from utils.errors import InputError
 from utils.files import atomic, writing
 from utils.labels import MOST_CLASSES, ONE_CLASS, LabelClass
 from utils.nifti import VOXEL_MM
+from utils.words import counted
 
 CASE_FILE = "mri_norm2.h5"
 MANIFEST = "manifest.json"  # in a folder that was prepared: where each case comes from
@@ -354,7 +355,7 @@ def _whole(values: np.ndarray, key: str) -> np.ndarray:
 def _image_faults(where: str, image: np.ndarray) -> list[str]:
     with np.errstate(over="ignore"):  # a double beyond float32 becomes inf, and is reported as such
         bad = int(np.count_nonzero(~np.isfinite(image.astype(np.float32))))
-    return [f"{where} has {bad} voxels that are NaN or infinite; write finite values"] if bad else []
+    return [f"{where} is NaN or infinite in {counted(bad, 'voxel')}; write finite values"] if bad else []
 
 
 def _label_faults(where: str, label: np.ndarray, image_shape: tuple[int, ...], num_classes: int) -> list[str]:

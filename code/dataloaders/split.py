@@ -11,6 +11,7 @@ from dataloaders.case_files import MANIFEST, read_list, same_scans, scan_list
 from options.flags import LISTS, OFFICIAL, list_paths
 from utils.errors import InputError
 from utils.files import repository_path
+from utils.words import counted
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def _labeled(options: Namespace, cases: list[str], path: Path) -> list[str]:
             raise InputError(f"case {strangers[0]} of --labeled_list {options.labeled_list} is not in {path}")
         return labeled
     if options.labelnum > len(cases):
-        raise InputError(f"--labelnum {options.labelnum} asks for more than the {len(cases)} cases of {path}")
+        raise InputError(f"--labelnum {options.labelnum} is more than the {counted(len(cases), 'case')} of {path}")
     return cases[: options.labelnum]
 
 
@@ -92,7 +93,7 @@ def _refuse_overlap(train: list[str], train_path: Path, test: list[str], test_pa
     tested = set(test)
     if both := [case for case in train if case in tested]:
         raise InputError(
-            f"{len(both)} cases, {both[0]} the first, are in {train_path} and in {test_path}; "
+            f"{counted(len(both), 'case')}, {both[0]} the first, in {train_path} and in {test_path}; "
             "take them out of one, or name other lists with --train_list and --test_list"
         )
 

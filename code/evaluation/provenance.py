@@ -4,6 +4,7 @@ from typing import Any
 
 from evaluation.comparison import TestedRun
 from evaluation.tables import FILTER_NAMES
+from utils.words import counted
 
 OUTPUT_TITLES = {  # of the methods, as a reader knows them
     "seg": "segmentation",
@@ -13,11 +14,6 @@ OUTPUT_TITLES = {  # of the methods, as a reader knows them
     "teacher": "moving average",
 }
 OF_THE_FACTS = ("root_path", "split", "train_list", "test_list", "weights", "exp", "model_path")  # said in other words
-
-
-def counted(count: int, what: str) -> str:
-    """`1 case`, `2 cases`."""
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def output_name(head: str) -> str:

@@ -21,13 +21,14 @@ from evaluation.colors import look
 from evaluation.comparison import TestedRun, comparison_note, comparison_rows, group_seeds
 from evaluation.figures import GRAYS, LABEL, LABEL_COLOR, SCALE_BARS_MM, gray_window
 from evaluation.metrics import summarise
-from evaluation.provenance import counted, facts, options, output_name
+from evaluation.provenance import facts, options, output_name
 from evaluation.statistics import agreement
 from evaluation.surfaces import mesh, sample, signed_surface_distance
 from evaluation.tables import ALL_METRIC_COLUMNS, FILTER_NAMES, columns_of, mean_sd, pick
 from runtime.journal import read_curves
 from utils import files
 from utils.nifti import axes_are_lps
+from utils.words import counted
 
 PAGE = Path(__file__).parent / "page"
 SCRIPTS = ("report.js", "plots.js", "slices.js", "surfaces.js", "start.js")  # each builds on those before

@@ -19,6 +19,7 @@ from networks.published import load_published
 from options.methods import ConsistencyFlags, MethodFlags
 from utils.errors import InputError
 from utils.schedules import STAIRS, rampup
+from utils.words import counted
 
 Terms = dict[str, Tensor]
 
@@ -75,7 +76,7 @@ class Method(MethodFlags, nn.Module):
             raise InputError(f"--pretrained starts V-Nets, not --network {self.options.network}; give --network vnet")
         if len(paths) not in (1, len(networks)):
             raise InputError(
-                f"--pretrained names {len(paths)} files, but there are {len(networks)} networks "
+                f"--pretrained names {counted(len(paths), 'file')} for {counted(len(networks), 'network')} "
                 f"({', '.join(networks)}): give one file for all or one for each, separated by commas"
             )
         sentences = []

@@ -85,7 +85,7 @@ def _head_layers(weights: Weights) -> dict[str, str]:
 
 
 def _is_published(network: VNet, head: str) -> bool:
-    """Whether a head is of the public codes' form: a single convolution."""
+    """Whether a head is of the form of the public implementations: a single convolution."""
     return head in network.heads and isinstance(network.heads[head], nn.Conv3d)
 
 

@@ -59,7 +59,7 @@ def add_data_options(parser: ArgumentParser) -> None:
     group.add_argument(
         "--unlabelnum",
         type=at_least(0),
-        help="unlabeled cases: the first so many after the labeled ones (default: all)",
+        help="unlabeled cases: the first N after the labeled ones (default: all)",
     )
     group.add_argument(
         "--scale", type=positive, default=1.0, help="resample volumes by this factor; tests score natively"
@@ -77,19 +77,19 @@ def add_augmentation_options(parser: ArgumentParser) -> None:
         "--flip",
         choices=("random", "always"),
         default="random",
-        help="random: all 8 in-plane symmetries; always: the public codes' forced flip, reflections only",
+        help="random: all 8 in-plane symmetries; always: the public implementations' forced flip, reflections only",
     )
     group.add_argument(
         "--crop_bound",
         choices=("inclusive", "exclusive"),
         default="inclusive",
-        help="exclusive: the public codes' crop, which never reaches the last slice",
+        help="exclusive: the public implementations' crop, which never reaches the last slice",
     )
     group.add_argument(
         "--aug_zoom", type=at_least(0.0), default=0.0, help="zoom by a factor in [1/(1+z), 1+z], isotropic"
     )
     group.add_argument(
-        "--aug_rotate", type=at_least(0.0), default=0.0, help="rotate by up to so many degrees, axial plane"
+        "--aug_rotate", type=at_least(0.0), default=0.0, help="largest rotation in the axial plane, in degrees"
     )
     group.add_argument(
         "--aug_intensity",
@@ -186,7 +186,7 @@ def add_consistency_options(parser: ArgumentParser) -> None:
     group.add_argument(
         "--consistency_rampup",
         type=at_least(0.0),
-        help=f"length of the Gaussian ramp-up in units of {RAMP_UNIT} iterations, as in the public codes "
+        help=f"length of the Gaussian ramp-up in units of {RAMP_UNIT} iterations, as in the public implementations "
         "(default: --rampup_share; the paper's 40 are its 6000 iterations)",
     )
     group.add_argument(
@@ -199,7 +199,7 @@ def add_consistency_options(parser: ArgumentParser) -> None:
         "--ramp",
         choices=("smooth", "stairs"),
         default="smooth",
-        help="stairs: the public codes' 40 stairs, or one per unit of --consistency_rampup",
+        help="stairs: the public implementations' 40 stairs, or one per unit of --consistency_rampup",
     )
 
 
@@ -299,7 +299,7 @@ def add_window_arguments(group, protocol: str | None = None) -> None:
 
 
 def protocol_defaults(protocol: str, patch: Sequence[int]) -> dict[str, Any]:
-    """The window flags that --protocol stands for, for a patch (W, H, D): between those by hand and the run's own."""
+    """The window flags that --protocol stands for, for a patch (W, H, D); flags win over it, it over the run's own."""
     if protocol == "paper":
         return {}
     if protocol == "whole":
@@ -322,7 +322,7 @@ def add_inference_options(parser: ArgumentParser, protocol: str | None = None) -
         "--eval_empty",
         choices=("nan", "zeros"),
         default="nan",
-        help="distances of an empty prediction: undefined and counted as missed, or the public code's 0",
+        help="distances of an empty prediction: undefined and counted as missed, or 0, as in the public implementation",
     )
 
 
@@ -332,19 +332,19 @@ def add_preset_options(parser: ArgumentParser) -> None:
         "--preset",
         choices=tuple(PRESETS),
         default="paper",
-        help="named settings: of the paper; for real scans without a GPU; for the phantom, in minutes. Flags given by "
-        "hand win",
+        help="named settings: of the paper; for real scans without a GPU; for the phantom, in minutes. Flags that are "
+        "given win",
     )
     add_compat_option(parser)
 
 
 def add_compat_option(parser: ArgumentParser) -> None:
-    """One switch for the quirks of the public codes."""
+    """One switch for the habits of the public implementations."""
     parser.add_argument(
         "--compat",
         choices=("off", *COMPAT),
         default="off",
-        help="public: every quirk of the public codes at once, as docs/methods.md lists them",
+        help="public: the habits of the public implementations that docs/methods.md names, at once",
     )
 
 

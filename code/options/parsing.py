@@ -22,7 +22,7 @@ OF_THE_MACHINE = ("device", "gpu", "compile", "model_path")  # what a test or a 
 
 
 def of_training(trained: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a training that a test or a prediction of its run goes by."""
+    """The options of a training run that a test or a prediction of its run goes by."""
     return {key: value for key, value in trained.items() if key not in OF_THE_MACHINE}
 
 

@@ -1,4 +1,4 @@
-"""Named groups of defaults: --preset for a machine or a purpose, --compat for the habits of the public codes."""
+"""Named groups of defaults: --preset for a machine or a purpose, --compat for the public implementations."""
 
 from functools import cache
 from pathlib import Path

@@ -69,7 +69,7 @@ def load_case(root: Path, case: str, predictions: Mapping[str, Path], title: str
             masks[name] = np.asarray(nib.load(path).dataobj) > 0
         except (OSError, EOFError, nib.filebasedimages.ImageFileError) as error:
             raise InputError(
-                f"{path} cannot be read ({error}); predictions are in the run folders alone, not among the kept "
+                f"{path} cannot be read ({error}); predictions are in the run folders alone, not among the stored "
                 "results: name the folder with --model_path, or run the row again with another --out"
             ) from None
         if masks[name].shape != image.shape:

@@ -19,6 +19,7 @@ from runtime.journal import read_curves
 from train import parse_options as training_options
 from utils.errors import InputError
 from utils.files import repository_path
+from utils.words import counted
 
 Scores = dict[str, Any]  # content of a metrics.json
 Cases = dict[str, list[str]]  # labeled, unlabeled, validation, test -> case ids
@@ -37,7 +38,7 @@ class Job:
     name: str  # of its run, and of its folder among the stored results
     flags: tuple[str, ...]  # of train.py
     options: Namespace  # what train.py makes of them
-    kept: Path  # folder of the stored results
+    results: Path  # folder of what is stored of it
 
     @property
     def folder(self) -> Path:
@@ -81,10 +82,10 @@ def equal_time_flags(system: System, seed: int, options: Namespace, handed_on: S
     """
     if system.equal_time is None:
         return []
-    kept = [kept_scores(make_job(SYSTEMS[key], seed, options, handed_on)) for key in system.equal_time]
-    if None in kept:
+    scores = [scores_of(make_job(SYSTEMS[key], seed, options, handed_on)) for key in system.equal_time]
+    if None in scores:
         return None
-    longer, own = kept
+    longer, own = scores
     pace = own["training_seconds"] / own["iteration"]
     return ["--max_iterations", str(max(1, round(longer["training_seconds"] / pace)))]
 
@@ -105,24 +106,24 @@ def make_job(system: System, seed: int, options: Namespace, handed_on: Sequence[
             raise InputError(f"--{flag} is not for reproduce.py, which sets it for every row; see --only and --seeds")
     cases = {**asdict(settle(trained)), "test": cases_to_test(trained)}
     defaults = training_options(["--method", system.method, "--preset", options.preset])
-    plain, kept = f"{system.key}_seed{seed}", repository_path(options.out) / "runs"
-    trained.exp, others = run_name(plain, trained, cases, defaults, kept)
+    plain, results = f"{system.key}_seed{seed}", repository_path(options.out) / "runs"
+    trained.exp, others = run_name(plain, trained, cases, defaults, results)
     if others:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         print(f"{plain} is there with {', '.join(others[:3])}{more} and stays; this row is {trained.exp}")
-    return Job(system.key, trained.exp, tuple(flags), trained, kept / trained.exp)
+    return Job(system.key, trained.exp, tuple(flags), trained, results / trained.exp)
 
 
 # --- what identifies one
 
 
-def run_name(plain: str, options: Namespace, cases: Cases, defaults: Namespace, kept: Path) -> tuple[str, list[str]]:
+def run_name(plain: str, options: Namespace, cases: Cases, defaults: Namespace, results: Path) -> tuple[str, list[str]]:
     """`plain`, or with a digest of options and cases if a run of others has that name already.
 
-    Args: options, settled; defaults, for flags that an older file does not know; kept, folder of the stored results.
+    Args: options, settled; defaults, for flags that an older file does not know; results, folder of the stored ones.
     Returns: the name, and what the run of the plain name has otherwise.
     """
-    folders = (kept / plain, runs.run_folder(options.model_path, plain))
+    folders = (results / plain, runs.run_folder(options.model_path, plain))
     others = dict.fromkeys(other for folder in folders for other in differences(options, cases, defaults, folder))
     digest = hashlib.sha256(json.dumps([decisive(options), cases], sort_keys=True).encode())
     return (f"{plain}_{digest.hexdigest()[:HASH_LENGTH]}" if others else plain), list(others)
@@ -149,9 +150,9 @@ def differences(options: Namespace, cases: Cases, defaults: Namespace, folder: P
 # --- what is there
 
 
-def kept_scores(job: Job) -> Scores | None:
+def scores_of(job: Job) -> Scores | None:
     """The scores of a job that is done, with the summaries of all its checkpoints where those were tested."""
-    path, checkpoints = job.kept / runs.METRICS_JSON, job.kept / runs.BEST_ON_TEST
+    path, checkpoints = job.results / runs.METRICS_JSON, job.results / runs.BEST_ON_TEST
     if not path.exists():
         return None
     return read_scores(path) | ({"checkpoints": read_json(checkpoints)} if checkpoints.exists() else {})
@@ -179,9 +180,9 @@ def read_scores(path: Path) -> Scores:
 def what_is_left(jobs: Sequence[Job], names: bool = False) -> str:
     """How many runs are left, and how long they take at the step times measured so far."""
     states = [(job, *progress(job)) for job in jobs]
-    left = [(job, iterations) for job, iterations, _ in states if kept_scores(job) is None]
+    left = [(job, iterations) for job, iterations, _ in states if scores_of(job) is None]
     if not left:
-        return f"all {len(jobs)} runs are done"
+        return f"done: {counted(len(jobs), 'run')}"
     paces = {job.row: pace for job, _, pace in states if pace is not None}
     named = f" ({', '.join(job.name for job, _ in left)})" if names else ""
     head = f"{len(left)} of {len(jobs)} runs left{named}"
@@ -196,7 +197,7 @@ def what_is_left(jobs: Sequence[Job], names: bool = False) -> str:
 
 def progress(job: Job) -> tuple[int, float | None]:
     """Finished iterations of a job and its seconds per iteration, None where they were not measured."""
-    scores = kept_scores(job)
+    scores = scores_of(job)
     if scores is not None:
         return scores["iteration"], scores["training_seconds"] / scores["iteration"]
     rows = [row for row in read_curves(job.folder) if "step_seconds" in row]

@@ -1,4 +1,4 @@
-"""The HTML report on the rows of the paper's tables, from what reproduce.py has kept."""
+"""The HTML report on the rows of the paper's tables, from what reproduce.py stored."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from dataloaders.case_files import case_path
 from evaluation.comparison import TestedRun
 from evaluation.report import write_report
-from paper.jobs import Job, kept_scores, read_json
+from paper.jobs import Job, read_json, scores_of
 from paper.systems import SYSTEMS
 from runtime import runs
 from utils.errors import InputError
@@ -14,20 +14,20 @@ from utils.files import repository_path
 
 
 def write_tables_report(jobs: Sequence[Job], tables: Sequence[str], out: Path) -> Path:
-    """One page on the kept results of each row's first seed; returns its path.
+    """One page on the stored results of each row's first seed; returns its path.
 
-    With slices and surfaces where scans and predictions are at hand, which are not among the kept results.
+    With slices and surfaces where scans and predictions are at hand, which are not among the stored results.
     """
-    first = {job.row: job for job in reversed(jobs) if kept_scores(job) is not None}
+    first = {job.row: job for job in reversed(jobs) if scores_of(job) is not None}
     rows = [first[key] for key in SYSTEMS if key in first]
     if not rows:
         raise InputError("--report has nothing to show: no row is done yet")
     names = report_names(rows)
     masks, root = [predictions_of(job) for job in rows], repository_path(rows[0].options.root_path)
-    cases = {score["case"] for job in rows for score in kept_scores(job)["cases"]}
+    cases = {score["case"] for job in rows for score in scores_of(job)["cases"]}
     at_hand = root if any(masks) and all(case_path(root, case).exists() for case in cases) else None
     tested = [
-        TestedRun(name, kept_scores(job), job.kept, folder, at_hand)
+        TestedRun(name, scores_of(job), job.results, folder, at_hand)
         for name, job, folder in zip(names, rows, masks, strict=True)
     ]
     title = "Tables of the DTML paper, reproduced"
@@ -48,7 +48,7 @@ def report_names(rows: Sequence[Job]) -> list[str]:
 
 
 def predictions_of(job: Job) -> Path | None:
-    """Folder of the predictions behind the kept scores; None if they are gone, or of another test."""
+    """Folder of the predictions behind the stored scores; None if they are gone, or of another test."""
     path = job.folder / runs.METRICS_JSON
-    same = path.exists() and read_json(path).get("cases") == kept_scores(job)["cases"]
+    same = path.exists() and read_json(path).get("cases") == scores_of(job)["cases"]
     return job.folder / runs.PREDICTIONS if same and (job.folder / runs.PREDICTIONS).is_dir() else None

@@ -1,4 +1,4 @@
-"""The work of reproduce.py: rows trained, tested and kept; tables, curves and figure 2 from what is kept."""
+"""The work of reproduce.py: train and test rows, store the results; tables, curves and figure 2 from these."""
 
 import fcntl
 import shlex
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from paper.block import has_official_lists
 from paper.figure2 import load_case, write_figure
-from paper.jobs import Job, Scores, kept_scores, plan, read_json, systems_of, what_is_left
+from paper.jobs import Job, Scores, plan, read_json, scores_of, systems_of, what_is_left
 from paper.report import write_tables_report
 from paper.systems import FIGURE, SYSTEMS, TABLES
 from paper.tables import paired_report, write_table
@@ -26,7 +26,7 @@ from utils.files import repository_path
 
 CODE = Path(__file__).resolve().parents[1]
 CRITIC_LOSSES = "loss/critic"  # how those of the adversarial methods begin: another player's objective
-KEPT = (runs.OPTIONS, runs.CURVES, runs.METRICS_CSV, runs.METRICS_JSON)  # of a run; the last one says: done
+RESULT_FILES = (runs.OPTIONS, runs.CURVES, runs.METRICS_CSV, runs.METRICS_JSON)  # of a run; the last one says: done
 HEEDED_SIGNALS = (*STOP_SIGNALS, signal.SIGHUP)
 STOPPED = {128 + number for number in HEEDED_SIGNALS} | {-number for number in HEEDED_SIGNALS}  # as a child's status
 
@@ -48,7 +48,7 @@ def reproduce(options: Namespace, handed_on: Sequence[str]) -> None:
             f"{system.key} (waits for the step times of {' and '.join(system.equal_time)})" for system in waiting
         ]
     out = repository_path(options.out)
-    done = {key: [scores for job in jobs if job.row == key and (scores := kept_scores(job))] for key in SYSTEMS}
+    done = {key: [scores for job in jobs if job.row == key and (scores := scores_of(job))] for key in SYSTEMS}
     if options.target == "paired":
         print(compare(options.only, done, out))
     official, tables = all(has_official_lists(job.options) for job in jobs), []
@@ -67,7 +67,7 @@ def reproduce(options: Namespace, handed_on: Sequence[str]) -> None:
 
 
 def compare(pair: Sequence[str], done: dict[str, list[Scores]], out: Path) -> str:
-    """Per-case statistics of two rows from what is kept; nothing is trained for it."""
+    """Per-case statistics of two rows from stored results; nothing is trained for it."""
     if lacking := [key for key in pair if not done[key]]:
         table = next(table for table, rows in TABLES.items() if lacking[0] in rows)
         raise InputError(
@@ -97,7 +97,7 @@ def carry_out(job: Job, jobs: Sequence[Job], optimistic: bool) -> bool:
             return True
         print(f"\n{job.name}: {what_is_left(jobs)}", flush=True)
         try:
-            if kept_scores(job) is None:
+            if scores_of(job) is None:
                 run_script_of(["train.py", *job.flags, *where, "--resume"], lock)
                 run_script_of(["test_LA.py", *where, *device, "--skip", "figures"], lock)
                 keep(job)
@@ -110,9 +110,9 @@ def carry_out(job: Job, jobs: Sequence[Job], optimistic: bool) -> bool:
 
 
 def is_done(job: Job, optimistic: bool) -> bool:
-    """Whether scores are kept; also those of every checkpoint if asked for, and if the run has them."""
-    all_tested = not optimistic or (job.kept / runs.BEST_ON_TEST).exists() or not runs.kept_checkpoints(job.folder)
-    return kept_scores(job) is not None and all_tested
+    """Whether scores are stored; also those of every checkpoint if asked for, and if the run has them."""
+    all_tested = not optimistic or (job.results / runs.BEST_ON_TEST).exists() or not runs.kept_checkpoints(job.folder)
+    return scores_of(job) is not None and all_tested
 
 
 def keep_best_on_test(job: Job, flags: Sequence[str], lock: int) -> None:
@@ -123,7 +123,7 @@ def keep_best_on_test(job: Job, flags: Sequence[str], lock: int) -> None:
         if not path.exists():
             run_script_of(["test_LA.py", *flags, "--weights", weights, "--skip", "predictions", "figures"], lock)
         summaries[weights] = read_json(path)["summary"]
-    files.write_json(job.kept / runs.BEST_ON_TEST, summaries)
+    files.write_json(job.results / runs.BEST_ON_TEST, summaries)
 
 
 @contextmanager
@@ -173,9 +173,9 @@ def run_script_of(command: Sequence[str], lock: int) -> None:
 
 def keep(job: Job) -> None:
     """Copy what a table and a reader need from the run folder; the scores last, for they say that all is there."""
-    job.kept.mkdir(parents=True, exist_ok=True)
-    for name in KEPT:
-        with files.atomic(job.kept / name) as temporary:
+    job.results.mkdir(parents=True, exist_ok=True)
+    for name in RESULT_FILES:
+        with files.atomic(job.results / name) as temporary:
             shutil.copyfile(job.folder / name, temporary)
 
 
@@ -186,9 +186,9 @@ def draw_curves(jobs: Sequence[Job], out: Path) -> None:
     series = {}
     for job in jobs:
         name = SYSTEMS[job.row].title(job.options)
-        if kept_scores(job) is not None and name not in series:
+        if scores_of(job) is not None and name not in series:
             series[name] = []
-            for row in read_curves(job.kept):
+            for row in read_curves(job.results):
                 losses = [v for k, v in row.items() if k.startswith("loss/") and not k.startswith(CRITIC_LOSSES)]
                 if losses:
                     series[name].append((row["iteration"], sum(losses)))
@@ -206,7 +206,7 @@ def draw_figure(options: Namespace, jobs: Sequence[Job], out: Path) -> None:
     if lacking := [row for row in rows if not (first[row].folder / runs.METRICS_JSON).exists()]:
         raise InputError(
             f"figure2 needs the predictions of {', '.join(lacking)}, and there are none in {first[lacking[0]].folder}; "
-            "they are not among the kept results: name the folder of the runs with --model_path, or run these rows "
+            "they are not among the stored results: name the folder of the runs with --model_path, or run these rows "
             "(again, with another --out)"
         )
     scores = {row: reported_scores(read_json(first[row].folder / runs.METRICS_JSON)) for row in rows}

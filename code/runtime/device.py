@@ -127,13 +127,13 @@ def precision(device: torch.device, amp: str) -> torch.autocast:
 
 
 @contextlib.contextmanager
-def enough_memory(device: torch.device, mend: str) -> Iterator[None]:
-    """Running out of memory, of a GPU or of the machine, becomes an `InputError` that says what mends it."""
+def enough_memory(device: torch.device, remedy: str) -> Iterator[None]:
+    """Running out of memory, of a GPU or of the machine, becomes an `InputError` that names the remedy."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or CPU_OUT_OF_MEMORY in str(error):
-            raise InputError(f"{device} is out of memory; {mend}") from error
+            raise InputError(f"{device} is out of memory; {remedy}") from error
         raise
 
 

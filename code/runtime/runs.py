@@ -66,7 +66,7 @@ def kept_checkpoints(folder: Path) -> list[str]:
 
 
 def scores_folder(folder: Path, weights: str) -> Path:
-    """Where scores, predictions and figures go: for other weights than `last` a folder of their own in the run's."""
+    """Where scores, predictions and pictures go: for other weights than `last` a folder of their own in the run's."""
     return folder if weights_file(weights) == LAST else folder / weights
 
 

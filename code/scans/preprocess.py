@@ -18,6 +18,7 @@ from scans.files import Scan, apply_turn, orientation_of, reorient, turn_to, und
 from scans.region import Box, moved
 from utils.errors import InputError
 from utils.resample import Size, resample
+from utils.words import counted
 
 RECORD = "preprocessing.json"  # in a prepared data folder
 NORMALISATIONS = ("zscore", "percentile", "none")
@@ -88,8 +89,8 @@ class Preprocessing:
         array = self.filled(array)
         if bad := int(np.count_nonzero(~np.isfinite(array))):
             raise InputError(
-                f"the scan has {bad} voxels that are NaN or infinite; --fill_nan 0 of prepare_scans.py and predict.py "
-                "replaces them"
+                f"the scan is NaN or infinite in {counted(bad, 'voxel')}; --fill_nan 0 of prepare_scans.py and "
+                "predict.py replaces these"
             )
         if (most := max(abs(float(array.min())), abs(float(array.max())))) > FLOAT32_MAX:
             raise InputError(f"the scan has values up to {most:g}, beyond float32; export it again")

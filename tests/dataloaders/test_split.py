@@ -73,7 +73,7 @@ def test_unlabelnum(options):
     assert training_split(options(unlabelnum=2)).unlabeled == CASES[4:6]
     assert training_split(options(unlabelnum=6)).unlabeled == CASES[4:]
     for number in (7, -1):
-        with pytest.raises(InputError, match=f"--unlabelnum {number} must be in \\[0, 6\\]"):
+        with pytest.raises(InputError, match=f"--unlabelnum {number}"):
             training_split(options(unlabelnum=number))
 
 
@@ -82,29 +82,20 @@ def test_batches_without_a_place_for_unlabeled_cases_have_none(options):
     assert training_split(options(labeled_bs=4, unlabelnum=0, labelnum=10)).labeled == CASES
 
 
-@pytest.mark.parametrize(
-    ("changes", "why"),
-    [
-        (
-            {"labelnum": 10},
-            "beside 10 labeled ones .*/train.list gives none; lower --labelnum or raise --labeled_bs to 4",
-        ),
-        ({"unlabelnum": 0}, "this run uses none; raise --labeled_bs to 4"),
-    ],
-)
-def test_places_without_unlabeled_cases_are_an_error(options, changes, why):
-    with pytest.raises(InputError, match=f"--labeled_bs 2 need unlabeled cases, but {why}"):
+@pytest.mark.parametrize(("changes", "named"), [({"labelnum": 10}, "train.list.*--labelnum"), ({"unlabelnum": 0}, "")])
+def test_places_without_unlabeled_cases_are_an_error(options, changes, named):
+    with pytest.raises(InputError, match=f"--labeled_bs 2 .*{named}.*--labeled_bs to 4"):
         training_split(options(**changes))
 
 
 def test_more_labels_than_cases(options):
-    with pytest.raises(InputError, match="--labelnum 11 .* 10 cases of .*train.list"):
+    with pytest.raises(InputError, match="--labelnum 11 .*train.list"):
         training_split(options(labelnum=11))
 
 
 def test_overlap_of_the_lists(options, tmp_path):
     path = write(tmp_path / "mixed.list", ["test0", CASES[3], CASES[5]])
-    with pytest.raises(InputError, match="2 cases, case03 the first.*--test_list"):
+    with pytest.raises(InputError, match="case03.*--test_list"):
         training_split(options(test_list=path))
 
 

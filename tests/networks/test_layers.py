@@ -1,4 +1,5 @@
 import copy
+import gc
 
 import pytest
 import torch
@@ -283,19 +284,17 @@ def test_recomputing_keeps_half_as_much():
 
 
 def test_recomputing_lets_go_of_everything_in_the_backward_pass():
-    network = fast(CHANNELS_LAST, recompute=True)
-    out = network(torch.randn(2, 1, 32, 32, 32))["seg"]
-    node = network.encoder[0](torch.randn(2, 1, 32, 32, 32)).grad_fn
+    """So that nothing but the output dies with the graph."""
+
+    def held() -> int:
+        gc.collect()
+        return sum(x.numel() for x in gc.get_objects() if type(x) is torch.Tensor)
+
+    out = fast(CHANNELS_LAST, recompute=True)(torch.randn(2, 1, 32, 32, 32))["seg"]
     out.sum().backward()
-    assert type(node).__name__ == "_BatchNormReLUBackward" and node.recompute
-    seen, nodes = set(), [out.grad_fn]
-    while nodes:
-        node = nodes.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            nodes += [following for following, _ in node.next_functions]
-    kept = [node.again for node in seen if getattr(node, "recompute", False)]
-    assert len(kept) > 20 and all(again is None for again in kept)
+    before, size = held(), out.numel()
+    del out
+    assert before - held() <= size
 
 
 @pytest.mark.parametrize("layout", [CHANNELS_LAST, torch.contiguous_format])

@@ -15,7 +15,7 @@ CASES = ("a", "b", "c")
 
 @pytest.fixture
 def results(tmp_path):
-    """A folder of kept runs, and a function that adds one: Dice of each case by output."""
+    """A folder of stored runs, and a function that adds one: Dice of each case by output."""
 
     def add(name, dice, labelnum=8, unlabelnum=0, iterations=100, seconds=60.0):
         folder = tmp_path / "runs" / name

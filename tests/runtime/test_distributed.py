@@ -312,5 +312,5 @@ def test_processes_that_do_not_come_together_are_one_sentence(monkeypatch):
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="2 processes .*RANK expected.*torchrun, or unset WORLD_SIZE"), joined():
+    with pytest.raises(InputError, match="WORLD_SIZE"), joined():
         pass

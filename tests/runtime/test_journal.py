@@ -125,7 +125,7 @@ def test_a_full_disk_is_one_sentence(tmp_path):
         pytest.skip("this system has no /dev/full")
     (tmp_path / runs.LOG).symlink_to("/dev/full")
     book = Journal(tmp_path)
-    with pytest.raises(InputError, match=f"cannot write {tmp_path / runs.LOG}: No space left.*--model_path"):
+    with pytest.raises(InputError, match=f"{tmp_path / runs.LOG}.*--model_path"):
         book.say("hello")
 
 

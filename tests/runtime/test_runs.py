@@ -70,7 +70,7 @@ def test_an_existing_run_is_neither_touched_nor_taken_for_granted(old_run, tmp_p
     for name in (runs.OPTIONS, runs.LAST):
         if name != file:
             (old_run / name).unlink()
-    with pytest.raises(InputError, match="--resume, --overwrite or another --exp"):
+    with pytest.raises(InputError, match="--resume.*--overwrite.*--exp"):
         runs.claim_run(run_options(tmp_path))
     assert runs.claim_run(run_options(tmp_path, resume=True)) == old_run
     assert runs.claim_run(run_options(tmp_path, overwrite=True)) == old_run
@@ -95,9 +95,9 @@ def test_resuming_clears_away_what_a_killed_process_left_half_written(old_run):
 
 def test_a_file_in_the_way_is_bad_input(tmp_path):
     (tmp_path / "a").write_text("a file")
-    with pytest.raises(InputError, match="is not a folder"):
+    with pytest.raises(InputError, match=str(tmp_path / "a")):
         runs.claim_run(run_options(tmp_path))
-    with pytest.raises(InputError, match="cannot write .*--model_path"):
+    with pytest.raises(InputError, match="--model_path"):
         runs.prepare_run(tmp_path / "a" / "b", overwrite=False)
 
 
@@ -192,7 +192,7 @@ def test_a_disk_that_fills_at_the_last_moment_leaves_the_old_file(tmp_path, monk
     path = tmp_path / "f"
     path.write_text("old")
     monkeypatch.setattr(os, call, full_disk)
-    with pytest.raises(InputError, match=f"cannot write {path}: No space left.*--model_path"), files.atomic(path) as t:
+    with pytest.raises(InputError, match=f"{path}.*--model_path"), files.atomic(path) as t:
         t.write_text("new")
     assert path.read_text() == "old" and names(tmp_path) == ["f"]
 

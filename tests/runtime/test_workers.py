@@ -36,12 +36,12 @@ def test_work_is_done_in_other_processes():
 
 
 def test_an_input_error_arrives_as_such(tmp_path):
-    with pytest.raises(InputError, match="nowhere.list does not exist.*--train_list"):
+    with pytest.raises(InputError, match="nowhere.list.*--train_list"):
         list(in_order(partial(read_list, flag="--train_list"), [tmp_path / "nowhere.list"], 1, "--flag"))
 
 
 def test_a_worker_that_dies_is_one_sentence():
-    with pytest.raises(InputError, match=r"a worker process died.*lower --score_workers \(0"):
+    with pytest.raises(InputError, match="--score_workers"):
         list(in_order(os._exit, [1, 1, 1], 1, "--score_workers"))
 
 

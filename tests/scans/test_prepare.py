@@ -150,9 +150,9 @@ def test_other_settings_need_overwrite(raw, tmp_path):
     run(raw, tmp_path / "out", split={"seed": 1})
     before = state_of(tmp_path / "out")
     other = Recipe(Preprocessing(normalise="none"), {"script": "test", "normalise": "none"})
-    with pytest.raises(InputError, match="normalise None, now it is none; pass --overwrite"):
+    with pytest.raises(InputError, match="normalise.*--overwrite"):
         run(raw, tmp_path / "out", other, split={"seed": 1})
-    with pytest.raises(InputError, match="seed 1, now it is 2; pass --overwrite"):
+    with pytest.raises(InputError, match="seed.*--overwrite"):
         run(raw, tmp_path / "out", split={"seed": 2})
     assert state_of(tmp_path / "out") == before
     outcome = run(raw, tmp_path / "out", other, overwrite=True)
@@ -168,7 +168,7 @@ def test_a_folder_of_other_cases_is_never_touched(raw, tmp_path, phantom):
     for case in ("phantom_000", "another"):  # of a foreign folder nothing is replaced, and nothing is mixed into it
         sources = [RawCase(case, raw / "images" / "scan0.nii.gz", None)]
         for overwrite in (False, True):
-            with pytest.raises(InputError, match="phantom_00., not prepared by this script.*--dest"):
+            with pytest.raises(InputError, match="phantom_00.*--dest"):
                 prepare_folder(dest, sources, PLAIN, overwrite, lambda outcome: None)
     assert {path: path.stat().st_mtime_ns for path in dest.rglob("*")} == before
     (dest / MANIFEST).write_text("[]")

