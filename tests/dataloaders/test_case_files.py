@@ -229,7 +229,7 @@ def test_image_must_be_finite(tmp_path, image, value):
     image = image.astype(np.float64)
     image[1, 2, 3] = value
     path = write_case(tmp_path, image)
-    the_fault(lambda: case_files.read_image(tmp_path, CASE), path, "'image'", "1 voxels")
+    the_fault(lambda: case_files.read_image(tmp_path, CASE), path, "'image'", "finite")
 
 
 @pytest.mark.parametrize("value", [255, -1, 0.5, np.nan])
