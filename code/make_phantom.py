@@ -16,13 +16,14 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
-from dataloaders.case_files import SPACING_KEY, case_path, write_case, write_list
+from dataloaders.case_files import SPACING_KEY, case_path, class_attributes, write_case, write_list
 from evaluation.metrics import largest_component
 from options.flags import LISTS
 from options.parser import Parser
-from options.types import PathHere, at_least
+from options.types import PathHere, at_least, between
 from utils.errors import InputError, run_script
 from utils.files import repository_path
+from utils.labels import LabelClass
 
 PHANTOM_JSON = "phantom.json"
 PHANTOM_VERSION = 1  # of the recipe below: raise it with whatever changes an array
@@ -41,6 +42,7 @@ LEFT_VEINS = [(0.75, 0.45, 0.50), (0.80, 0.55, -0.35)]  # superior, inferior
 VEINS = np.array(RIGHT_VEINS + LEFT_VEINS)
 APPENDAGE = np.array([0.75, -0.6, 0.3])
 BLOOD_POOLS = ("left ventricle", "right atrium", "ascending aorta", "descending aorta", "pulmonary artery")
+TWO_CLASSES = (LabelClass("atrium", (1,)), LabelClass("appendage", (2,)))
 Shape = tuple[int, int, int]
 
 
@@ -53,20 +55,23 @@ class Scene:
     voxel_mm: float
 
 
-def make_case(seed: int, index: int, shape: Shape = (64, 64, 48)) -> tuple[np.ndarray, np.ndarray]:
+def make_case(seed: int, index: int, shape: Shape = (64, 64, 48), classes: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """One phantom case: a function of its arguments, the same on every machine.
 
-    Args: shape, smallest (W, H, D); W and H grow by up to an eighth, D is fixed.
+    Args: shape, smallest (W, H, D); W and H grow by up to an eighth, D is fixed; classes, 1 or 2.
     Returns: image, float32, multiples of 1/256, z-scored like a scan of which it is a crop; label, uint8, one
-        connected component. Both (W', H', D).
+        connected component, of two classes the appendage is 2. Both (W', H', D).
     """
     rng = np.random.default_rng([seed, index])
     size = (*(side + int(rng.integers(side // GROWTH + 1)) for side in shape[:2]), shape[2])
     scene = draw_pose(rng, size, spacing_of(shape))
     radii = np.array([30.0, 21.0, 19.0]) * rng.uniform(0.9, 1.1, 3)  # mm; adult atria are 35-65 mm across
-    seen, annotated = draw_atrium(scene, radii)
+    seen, annotated, appendage = draw_atrium(scene, radii)
     tissue = paint(scene, seen, annotated, draw_neighbours(scene, radii))
-    return acquire(rng, tissue), largest_component(annotated < 0).astype(np.uint8)
+    label = largest_component(annotated < 0).astype(np.uint8)
+    if classes == 2:
+        label[(label > 0) & appendage] = 2
+    return acquire(rng, tissue), label
 
 
 def spacing_of(shape: Shape) -> float:
@@ -84,8 +89,10 @@ def draw_pose(rng: np.random.Generator, size: Shape, voxel_mm: float) -> Scene:
     return Scene(rng, np.einsum("ji,j...->i...", turn / scale, grid), voxel_mm / scale)
 
 
-def draw_atrium(scene: Scene, radii: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Signed distances in mm, negative inside, of the blood that is seen and of what is annotated."""
+def draw_atrium(scene: Scene, radii: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Signed distances in mm, negative inside, of the blood that is seen and of what is annotated; where the appendage
+    is nearer than the body and the veins.
+    """
     body = chamber(scene, np.zeros(3), radii)
     count = int(scene.rng.integers(3, 6))
     veins = np.full_like(body, FAR_MM)
@@ -96,7 +103,7 @@ def draw_atrium(scene: Scene, radii: np.ndarray) -> tuple[np.ndarray, np.ndarray
     trunk = blend(body, appendage, 3.0)
     # veins go on beyond their annotated stubs, which end near the body, as in the challenge
     stubs = np.maximum(veins, body - scene.rng.uniform(6, 10))
-    return blend(trunk, veins, 4.0), blend(trunk, stubs, 4.0)
+    return blend(trunk, veins, 4.0), blend(trunk, stubs, 4.0), appendage < np.minimum(body, stubs)
 
 
 def draw_neighbours(scene: Scene, radii: np.ndarray) -> dict[str, np.ndarray]:
@@ -239,6 +246,7 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
         metavar=("W", "H", "D"),
         help="smallest size in voxels",
     )
+    add("--classes", type=between(1, 2), default=1, help="1: the atrium whole; 2: atrium and appendage")
     add("--overwrite", action="store_true", help="write again what is there, whatever its parameters")
     return parser.parse_args(argv)
 
@@ -249,6 +257,7 @@ def main(argv: list[str] | None = None) -> int:
     dest = repository_path(options.dest).resolve()  # a link to another disk stays a link
     ids = [f"phantom_{index:03d}" for index in range(options.train + options.test)]
     recipe = {"version": PHANTOM_VERSION, "seed": options.seed, "shape": options.shape}
+    recipe |= {"classes": options.classes} if options.classes > 1 else {}
     recipe |= {LISTS[0]: ids[: options.train], LISTS[1]: ids[options.train :]}
     if is_there(dest, recipe, options.overwrite):
         print(f"{dest} holds this phantom already")
@@ -285,10 +294,11 @@ def is_there(dest: Path, recipe: dict, overwrite: bool) -> bool:
 
 def write_cases(folder: Path, recipe: dict) -> None:
     """All files of the data set."""
-    ids = recipe[LISTS[0]] + recipe[LISTS[1]]
+    ids, classes = recipe[LISTS[0]] + recipe[LISTS[1]], TWO_CLASSES if recipe.get("classes") == 2 else ()
     for index, case in enumerate(tqdm(ids, desc="phantom", disable=None)):  # None: only on a terminal
-        image, label = make_case(recipe["seed"], index, tuple(recipe["shape"]))
-        write_case(folder, case, image, label, {SPACING_KEY: (spacing_of(recipe["shape"]),) * 3})
+        image, label = make_case(recipe["seed"], index, tuple(recipe["shape"]), recipe.get("classes", 1))
+        attributes = {SPACING_KEY: (spacing_of(recipe["shape"]),) * 3}
+        write_case(folder, case, image, label, attributes | (class_attributes(classes) if classes else {}))
     for name in LISTS:
         write_list(folder / name, recipe[name])
     (folder / PHANTOM_JSON).write_text(json.dumps(recipe) + "\n")

@@ -9,9 +9,10 @@ import argparse
 import csv
 import hashlib
 import math
+import shlex
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,13 @@ from options.flags import LISTS
 from options.parser import Parser
 from options.types import PathHere, at_least, positive, share
 from options.types import number as real
+from scans.classes import dataset_names, label_classes, label_values, named, written
 from scans.files import GRID_TOLERANCE, case_id, find_scans
 from scans.prepare import Outcome, RawCase, Recipe, prepare_folder, report
 from scans.preprocess import NORMALISATIONS, Preprocessing
 from utils.errors import InputError, run_script
 from utils.files import repository_path, shown
+from utils.labels import LabelClass, classes_as_record
 from utils.words import counted
 
 CSV_COLUMNS = ("image", "label", "id", "split")
@@ -40,7 +43,7 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(
         description=__doc__,
-        common="images labels dest foreground spacing_mm orientation test_fraction overwrite".split(),
+        common="images labels dest foreground classes spacing_mm orientation test_fraction overwrite".split(),
         example="python code/prepare_scans.py --images raw/images --labels raw/labels --dest data/mine",
     )
     scans = parser.add_argument_group("scans").add_argument
@@ -56,7 +59,21 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
         "--labels", action=PathHere, help="folder of the labels, named like their scans (default: the CSV's, or none)"
     )
     scans("--dest", action=PathHere, required=True, help="folder to write")
-    scans("--foreground", type=values, metavar="V,V", help="label values that are foreground (default: all but 0)")
+    kept = parser.add_mutually_exclusive_group().add_argument
+    kept(
+        "--foreground",
+        type=label_values,
+        metavar="V,V",
+        help="label values that become one foreground (default: all but 0)",
+    )
+    kept(
+        "--classes",
+        type=label_classes,
+        metavar="V,V",
+        help="label values that stay apart, 1,2 or name=value[+value],name=value; names are those of dataset.json "
+        "where the scans have one; a label with another value is refused",
+    )
+    scans("--ignore_values", type=label_values, metavar="V,V", help="label values that --classes takes as background")
     scans(
         "--grid_tolerance",
         type=at_least(0.0),
@@ -98,21 +115,16 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.folds == 1:
         raise InputError("--folds 1 must be 0, or at least 2")
+    if options.ignore_values and not options.classes:
+        raise InputError("--ignore_values goes with --classes; without them, --foreground says what is not ignored")
     return options
-
-
-def values(text: str) -> tuple[int, ...]:
-    """Label values as the command line gives them: "1,2"."""
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text} must be whole numbers, separated by commas") from None
 
 
 def main(argv: list[str] | None = None) -> int:
     """Write cases, lists, manifest and preprocessing.json; 1 if a scan was left out, else 0."""
     options = parse_options(argv)
-    dest, recipe = repository_path(options.dest), recipe_of(options)
+    dest, names = repository_path(options.dest), dataset_names(repository_path(options.images))
+    recipe = recipe_of(options, names)
     sources, parts = find_sources(options)
     split = {"seed": options.seed, "folds": options.folds}
     split |= {"split": parts} if parts else {"test_fraction": options.test_fraction}
@@ -132,13 +144,13 @@ def main(argv: list[str] | None = None) -> int:
                 path.unlink(missing_ok=True)
 
     outcome = prepare_folder(dest, sources, recipe, options.overwrite, write_lists, split)
-    for line in [*report(dest, outcome), *remarks(dest, outcome, recipe)]:
+    for line in [*report(dest, outcome), *remarks(dest, outcome, recipe, names)]:
         print(line)
     return 1 if outcome.faults else 0
 
 
-def recipe_of(options: argparse.Namespace) -> Recipe:
-    """What is done to each scan."""
+def recipe_of(options: argparse.Namespace, names: Mapping[int, str]) -> Recipe:
+    """What is done to each scan. Args: names, of label values, for --classes without them."""
     rule = Preprocessing(
         tuple(options.spacing_mm) if options.spacing_mm else None,
         options.normalise,
@@ -147,7 +159,10 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
         options.fill_nan,
     )
     settings = {"script": "prepare_scans", **rule.as_record(), "foreground": options.foreground}
-    return Recipe(rule, settings, options.foreground, grid_tolerance=options.grid_tolerance)
+    classes, ignored = named(options.classes or (), names), options.ignore_values or ()
+    if classes:
+        settings |= {"classes": classes_as_record(classes), "ignore_values": ignored}
+    return Recipe(rule, settings, options.foreground, classes, ignored, grid_tolerance=options.grid_tolerance)
 
 
 # --- which scans
@@ -263,12 +278,13 @@ def check_lists(lists: dict[str, list[str]], folds: int) -> None:
         raise InputError(f"--folds {folds} needs as many labeled training cases; there are {len(train)}")
 
 
-def remarks(dest: Path, outcome: Outcome, recipe: Recipe) -> Iterator[str]:
+def remarks(dest: Path, outcome: Outcome, recipe: Recipe, names: Mapping[int, str]) -> Iterator[str]:
     """What a user should know before training: what was found in the scans, and the command that fits them."""
     records = list(outcome.cases.values())
     if not records:
         return
     yield from contents(records, recipe)
+    yield from classes_found(records, recipe, names)
     path = dest / LISTS[0]
     if not outcome.labeled or not path.exists():
         yield "no case is labeled: training needs labels for some of them, with --labels or a column label"
@@ -300,12 +316,25 @@ def contents(records: list[dict[str, Any]], recipe: Recipe) -> Iterator[str]:
         yield f"orientations: {counts}"
     if sheared := sum(record.get("sheared", False) for record in records):
         yield f"sheared by a tilted gantry: {counted(sheared, 'scan')}; test_LA.py measures as if axes were orthogonal"
+
+
+def classes_found(records: list[dict[str, Any]], recipe: Recipe, names: Mapping[int, str]) -> Iterator[str]:
+    """Label values as they came, and what became of them."""
     values = sorted({value for record in records for value in record.get("label_values", [])})
     if values:
         yield "label values: " + ", ".join(map(str, values))
+    for one in recipe.classes:
+        volumes = [ml for record in records if (ml := record.get("class_ml", {}).get(one.name))]
+        yield f"class {one.name} ({'+'.join(map(str, one.values))}): in {counted(len(volumes), 'case')}" + (
+            f", {np.median(volumes):.4g} mL (median)" if volumes else "; train.py needs it in a labeled one"
+        )
     merged = [value for value in values if (value in recipe.foreground if recipe.foreground else value)]
-    if len(merged) > 1:
-        yield f"the values {', '.join(map(str, merged))} become one foreground; --foreground chooses among them"
+    if len(merged) > 1 and not recipe.classes:
+        apart = written(named([LabelClass("", (value,)) for value in merged], names))
+        yield (
+            f"the values {', '.join(map(str, merged))} become one foreground; --foreground chooses among them, "
+            f"--classes {shlex.quote(apart)} keeps them apart"
+        )
 
 
 if __name__ == "__main__":

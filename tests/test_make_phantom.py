@@ -53,6 +53,17 @@ def test_types_shapes_and_gray_steps(cases):
     assert len({image.shape for image, _ in cases}) > 3
 
 
+def test_the_appendage_may_be_a_class_of_its_own(cases, tmp_path):
+    for index, (image, label) in enumerate(cases):
+        apart = make_case(2021, index, SHAPE, classes=2)
+        np.testing.assert_array_equal(apart[0], image)
+        np.testing.assert_array_equal(apart[1] > 0, label)
+        assert 10 < np.count_nonzero(apart[1] == 2) < 0.2 * label.sum()
+    main([*SMALL, "--classes", "2", "--dest", str(tmp_path)])
+    with h5py.File(tmp_path / "phantom_000" / "mri_norm2.h5") as file:
+        assert json.loads(file.attrs["class_names"]) == ["atrium", "appendage"] and file["label"][()].max() == 2
+
+
 def test_label_is_one_piece_of_plausible_size(cases):
     for _, label in cases:
         assert set(np.unique(label)) == {0, 1}
@@ -118,7 +129,7 @@ def test_annotated_blood_is_seen_and_veins_go_on_beyond_it():
     for index in range(4):
         rng = np.random.default_rng(index)
         scene = make_phantom.draw_pose(rng, SHAPE, make_phantom.spacing_of(SHAPE))
-        seen, annotated = make_phantom.draw_atrium(scene, np.array([30.0, 21.0, 19.0]))
+        seen, annotated, _ = make_phantom.draw_atrium(scene, np.array([30.0, 21.0, 19.0]))
         assert not ((annotated < 0) & (seen >= 0)).any()
         assert ((seen < 0) & (annotated >= 0)).sum() > 10
 
@@ -194,10 +205,10 @@ def test_a_folder_that_is_no_phantom_is_left_alone(tmp_path, flags):
 def test_a_stop_half_way_leaves_nothing(tmp_path, monkeypatch, error, expected):
     main(["--dest", str(tmp_path / "old"), *SMALL])
 
-    def stop(seed, index, shape):
+    def stop(seed, index, *rest):
         if index == 2:
             raise error
-        return make_case(seed, index, shape)
+        return make_case(seed, index, *rest)
 
     monkeypatch.setattr(make_phantom, "make_case", stop)
     for dest in ("new", "old"):

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 
+import h5py
 import nibabel as nib
 import numpy as np
 import pytest
@@ -259,6 +260,75 @@ def test_foreground_is_a_list_of_numbers(command, capsys):
         prepare_scans.main(command("--foreground", "one"))
     with pytest.raises(InputError, match="--labels"):
         prepare_scans.main(command("--images", __file__))
+
+
+# --- several classes
+
+
+def raw_label(raw, case):
+    return read_scan(find_scans(raw / "labels")[case]).array
+
+
+def stored(path, case="scan0"):
+    with h5py.File(case_files.case_path(path, case)) as file:
+        return file["label"][()], dict(file.attrs)
+
+
+def test_classes_stay_apart(command, raw, tmp_path, capsys):
+    assert prepare_scans.main(command("--classes", "lower=1,upper=2")) == 0
+    out = capsys.readouterr().out
+    assert "class lower (1): in 4 cases" in out and "one foreground" not in out
+    label, attributes = stored(tmp_path / "out")
+    assert label.dtype == np.uint8
+    np.testing.assert_array_equal(label, raw_label(raw, "scan0"))
+    assert json.loads(attributes["class_names"]) == ["lower", "upper"]
+    assert json.loads(attributes["class_values"]) == [[1], [2]]
+    manifest = json.loads((tmp_path / "out" / case_files.MANIFEST).read_text())
+    assert [one["name"] for one in manifest["settings"]["classes"]] == ["lower", "upper"]
+    volumes = manifest["cases"]["scan0"]["class_ml"]
+    expected = [np.count_nonzero(label == number) * 2 * 2 * 2 / 1000 for number in (1, 2)]
+    np.testing.assert_allclose([volumes["lower"], volumes["upper"]], expected)
+    assert manifest["cases"]["scan5"]["label"] is None and "class_ml" not in manifest["cases"]["scan5"]
+
+
+def test_classes_take_their_own_order_and_may_merge_values(command, raw, tmp_path):
+    prepare_scans.main(command("--classes", "2,1"))
+    assert json.loads(stored(tmp_path / "out")[1]["class_names"]) == ["class 2", "class 1"]
+    np.testing.assert_array_equal(stored(tmp_path / "out")[0], np.array([0, 2, 1])[raw_label(raw, "scan0")])
+    prepare_scans.main(command("--classes", "whole=1+2", "--overwrite"))
+    label, attributes = stored(tmp_path / "out")
+    np.testing.assert_array_equal(label, raw_label(raw, "scan0") > 0)
+    assert attributes["class_values"] == "[[1, 2]]"
+
+
+def test_a_value_without_class_is_refused_unless_it_is_ignored(command, raw, tmp_path, capsys):
+    assert prepare_scans.main(command("--classes", "2")) == 1
+    assert "--ignore_values 1" in capsys.readouterr().out
+    assert not case_files.case_path(tmp_path / "out", "scan0").exists()
+    assert prepare_scans.main(command("--classes", "2", "--ignore_values", "1", "--overwrite")) == 0
+    np.testing.assert_array_equal(stored(tmp_path / "out")[0], raw_label(raw, "scan0") == 2)
+
+
+def test_a_class_that_no_case_holds_is_said(command, capsys):
+    assert prepare_scans.main(command("--classes", "1,2,none=9")) == 0
+    assert "class none (9): in 0 cases" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "flags", [("--classes", "1", "--foreground", "2"), ("--ignore_values", "1"), ("--classes", "a=1,a=2")]
+)
+def test_classes_that_contradict(command, capsys, flags):
+    refused(command(*flags), capsys, flags[0])
+
+
+@pytest.mark.parametrize("labels", [{"1": "lower part", "2": "upper part"}, {"lower part": 1, "upper part": 2}])
+def test_names_come_from_dataset_json(command, raw, tmp_path, labels, capsys):
+    (raw / "dataset.json").write_text(json.dumps({"labels": labels}))
+    assert prepare_scans.main(command()) == 0  # merged, and told how to keep them apart
+    assert "--classes 'lower part=1,upper part=2'" in capsys.readouterr().out
+    assert "class_names" not in stored(tmp_path / "out")[1]
+    assert prepare_scans.main(command("--classes", "1,2", "--overwrite")) == 0
+    assert json.loads(stored(tmp_path / "out")[1]["class_names"]) == ["lower part", "upper part"]
 
 
 # --- what it says, and other folders

@@ -25,6 +25,7 @@ from dataloaders.case_files import (
     SPACING_KEY,
     VOXELS_KEY,
     case_path,
+    class_attributes,
     is_name,
     write_case,
 )
@@ -34,6 +35,7 @@ from scans.preprocess import RECORD, Preprocessing
 from scans.region import Box
 from utils.errors import InputError
 from utils.files import shown, write_json, writing
+from utils.labels import LabelClass, one_hot
 from utils.machine import available_memory
 from utils.resample import Size
 
@@ -58,6 +60,7 @@ class Recipe:
     """What decides on the arrays of a case.
 
     foreground: values of the label that are foreground; None is every value but 0.
+    classes: in its place, the classes to tell apart; a value of none of them, 0 and `ignored` is an `InputError`.
     crop: (case, label or None, shape) -> region to keep of the processed volume; None keeps all.
     grid_tolerance: voxels by which the corners of a label may lie off those of its scan.
     settings: all of it as plain data, for the manifest.
@@ -66,6 +69,8 @@ class Recipe:
     preprocessing: Preprocessing
     settings: dict[str, Any]
     foreground: tuple[int, ...] | None = None
+    classes: tuple[LabelClass, ...] = ()
+    ignored: tuple[int, ...] = ()
     crop: Callable[[str, np.ndarray | None, Size], Box] | None = None
     grid_tolerance: float = GRID_TOLERANCE
 
@@ -217,9 +222,9 @@ def prepare_case(
     scan = read_scan(source.image)
     if (needed := recipe.preprocessing.memory(scan)) > (free := available_memory()):
         raise MemoryError(f"about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free")
-    mask, values = (None, []) if source.label is None else _read_mask(source, scan, recipe)
+    raw_label, values = (None, []) if source.label is None else _read_label(source, scan, recipe)
     image, place = recipe.preprocessing.apply(scan)
-    label = None if mask is None else place.place_label(mask)
+    label = None if raw_label is None else place.place_label(raw_label)
     if label is not None and not label.any():
         raise InputError(f"the label vanishes at voxels of {recipe.preprocessing.spacing_mm} mm; lower --spacing_mm")
     affine, start = place.affine, (0, 0, 0)
@@ -237,13 +242,21 @@ def prepare_case(
         "intensity": _intensity(recipe.preprocessing.filled(scan.array)),
         VOXELS_KEY: _voxels_digest(scan),
         "label_values": values,
-        "label_ml": None if mask is None else float(mask.sum() * scan.voxel_mm3 * ML_PER_MM3),
+        "label_ml": None if raw_label is None else _ml(raw_label > 0, scan),
         "prepared_shape": list(image.shape),
         "prepared_spacing_mm": list(made.spacing_mm),
         "prepared_start": list(start),
     }
-    geometry = {SPACING_KEY: made.spacing_mm, ORIGIN_KEY: made.origin_mm, DIRECTION_KEY: made.direction.ravel()}
-    return image, label, record, geometry
+    attributes = {SPACING_KEY: made.spacing_mm, ORIGIN_KEY: made.origin_mm, DIRECTION_KEY: made.direction.ravel()}
+    if recipe.classes and label is not None:
+        masks = zip(recipe.classes, one_hot(raw_label, len(recipe.classes)), strict=True)
+        record["class_ml"] = {one.name: _ml(mask, scan) for one, mask in masks}
+        attributes |= class_attributes(recipe.classes)
+    return image, label, record, attributes
+
+
+def _ml(mask: np.ndarray, scan: Scan) -> float:
+    return float(mask.sum() * scan.voxel_mm3 * ML_PER_MM3)
 
 
 def _intensity(array: np.ndarray) -> dict[str, float]:
@@ -256,8 +269,8 @@ def _voxels_digest(scan: Scan) -> str:
     return hashlib.sha256(np.sort(scan.array.astype(np.float32), axis=None)).hexdigest()
 
 
-def _read_mask(source: RawCase, scan: Scan, recipe: Recipe) -> tuple[np.ndarray, list[int]]:
-    """The label of a scan as (W, H, D) Boolean, and the values that it holds."""
+def _read_label(source: RawCase, scan: Scan, recipe: Recipe) -> tuple[np.ndarray, list[int]]:
+    """The label of a scan, (W, H, D) uint8 0..C, and the values that its file holds."""
     if source.label.resolve() == source.image.resolve():
         raise InputError(f"{source.image} is given as image and as label; correct --labels or the column label")
     label = read_scan(source.label)
@@ -272,14 +285,26 @@ def _read_mask(source: RawCase, scan: Scan, recipe: Recipe) -> tuple[np.ndarray,
         raise InputError(f"{source.label} holds values that are no whole numbers; give a label, not a probability map")
     if array.dtype.kind == "f":
         array, values = np.round(array), np.unique(np.round(values))
-    if recipe.foreground is None and len(values) > MOST_VALUES:
+    classes = recipe.classes or (LabelClass("foreground", recipe.foreground or tuple(values[values != 0].tolist())),)
+    chosen = recipe.classes or recipe.foreground
+    if not chosen and len(values) > MOST_VALUES:
         raise InputError(f"{source.label} holds {len(values)} values, as an image does; give a label, or --foreground")
-    mask = array != 0 if recipe.foreground is None else np.isin(array, recipe.foreground)
-    if not mask.any():
+    named = {value for one in classes for value in one.values}
+    foreign = [value for value in values.tolist() if value not in {0, *named, *recipe.ignored}]
+    if recipe.classes and foreign:
+        some = ",".join(f"{value:g}" for value in foreign[:MOST_VALUES])
+        raise InputError(
+            f"{source.label} holds {some}, of none of the --classes; name it there, or make it background with "
+            f"--ignore_values {some}"
+        )
+    label = np.zeros(array.shape, np.uint8)
+    for number, one in enumerate(classes, start=1):
+        label[np.isin(array, one.values)] = number
+    if not label.any():
         found = ", ".join(f"{value:g}" for value in values[:10])
-        wanted = "value but 0" if recipe.foreground is None else " or ".join(map(str, recipe.foreground))
+        wanted = " or ".join(map(str, sorted(named))) if chosen else "value but 0"
         raise InputError(f"{source.label} holds no {wanted} (found: {found}); give the scan without its label")
-    return mask, [int(value) for value in values[:MOST_VALUES]]
+    return label, [int(value) for value in values[:MOST_VALUES]]
 
 
 def _misfit(source: RawCase, scan: Scan, label: Scan, off: float) -> str:

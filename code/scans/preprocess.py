@@ -17,6 +17,7 @@ import numpy as np
 from scans.files import Scan, apply_turn, orientation_of, reorient, turn_to, undo_turn
 from scans.region import Box, moved
 from utils.errors import InputError
+from utils.labels import label_map, one_hot
 from utils.resample import Size, resample
 from utils.words import counted
 
@@ -164,11 +165,17 @@ class Placement:
         return moved(box, np.linalg.inv(self.scan.affine) @ self.affine, self.scan.array.shape)
 
     def place_label(self, label: np.ndarray) -> np.ndarray:
-        """A mask on the scan's grid -> uint8 0/1 on the processed one: foreground where more than half of a voxel is.
+        """A label on the scan's grid -> uint8 on the processed one: what fills most of a voxel, a class or background.
 
-        Area average where voxels grow, trilinear where they shrink, then > 0.5.
+        Each class is resampled by itself, area average where voxels grow, trilinear where they shrink; numbers of
+        classes are never interpolated. One class is foreground where it fills more than half of a voxel.
+        Args: label, (W, H, D), integers 0..C or boolean.
         """
-        return (resample(apply_turn(label, self.turn), self.shape) > MASK_THRESHOLD).astype(np.uint8)
+        turned = apply_turn(label, self.turn)
+        if turned.shape == self.shape:
+            return np.ascontiguousarray(turned, dtype=np.uint8)
+        masks = one_hot(turned, max(1, int(turned.max())))
+        return label_map(np.stack([resample(mask, self.shape) for mask in masks]), exclusive=True)
 
     def restore(self, volume: np.ndarray) -> np.ndarray:
         """A probability or signed map on the processed grid -> float32 on the scan's own, of its shape exactly.

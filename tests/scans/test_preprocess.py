@@ -93,6 +93,19 @@ def test_label_takes_more_than_half_of_a_voxel():
     np.testing.assert_array_equal(place.place_label(label), [[[1]], [[0]]])
 
 
+def test_numbers_of_classes_are_never_interpolated():
+    label = np.zeros((8, 2, 2), np.uint8)
+    label[0], label[1, 0], label[1, 1, 0] = 1, 3, 2  # parts of 8: class 1 has 4, class 3 two, class 2 one
+    label[2:4, 0], label[3, 1, 0], label[2, 1, 0] = 3, 1, 2  # classes 3, 1, 2 and background have 4, 1, 1, 2
+    label[4, 0], label[5, 1] = 1, 2  # two classes with two parts each do not outweigh four parts of background
+    label[6] = 3  # nor does one class with as many
+    scan = scan_of(label.astype(np.float32), axes=np.eye(3))
+    place = Preprocessing((2.0, 2.0, 2.0), "none").apply(scan)[1]
+    np.testing.assert_array_equal(place.place_label(label).ravel(), [1, 3, 0, 0])
+    same = Preprocessing(None, "none", orientation="RAS").apply(scan)[1].place_label(label)
+    np.testing.assert_array_equal(np.bincount(same.ravel()), np.bincount(label.ravel()))
+
+
 @pytest.mark.parametrize("normalise", ["zscore", "percentile"])
 def test_scans_that_cannot_be_normalised(normalise, array):
     with pytest.raises(InputError, match="constant"):
