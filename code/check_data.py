@@ -7,9 +7,19 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
-from dataloaders.case_files import find_faults, has_label, read_label, read_shape, read_spacing, same_scans, scan_list
+from dataloaders.case_files import (
+    find_faults,
+    has_label,
+    read_classes,
+    read_label,
+    read_shape,
+    read_spacing,
+    same_scans,
+    scan_list,
+)
 from dataloaders.patch import training_command
 from dataloaders.split import labels_there
 from options.flags import add_path_options, list_paths
@@ -58,6 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         f"cases {one} and {other} are one scan; take one out of --train_list or of --test_list"
         for one, other in same_scans(root, cases)
     ]
+    faults += class_faults(root, valid)
     faults = list(dict.fromkeys(faults))  # one missing folder is one fault, not one per case
     print(f"{root}: {counted(len(train), 'training case')}, {counted(len(test), 'test case')}")
     for line in [*summarize(root, valid), *(f"fault: {fault}" for fault in faults)]:
@@ -113,9 +124,28 @@ def summarize(root: Path, cases: list[str]) -> Iterator[str]:
     yield "shape            " + " x ".join(f"{min(axis)}-{max(axis)}" for axis in axes) + " voxels"
     spacings = sorted({read_spacing(root, case) for case in cases})
     yield "spacing          " + "; ".join(" x ".join(f"{mm:g}" for mm in s) for s in spacings) + " mm"
-    shares = [100 * float(read_label(root, case).mean()) for case in cases if has_label(root, case)]
-    if shares:
-        yield f"labeled voxels   {min(shares):.1f}-{max(shares):.1f} % of a volume ({counted(len(shares), 'case')})"
+    labeled = [case for case in cases if has_label(root, case)]
+    classes = max((read_classes(root, case) for case in labeled), key=len, default=())
+    counts = [np.bincount(read_label(root, case, len(classes)).ravel(), minlength=len(classes) + 1) for case in labeled]
+    if counts:
+        shares = 100 * np.array([voxels[1:] / voxels.sum() for voxels in counts])  # (cases, C)
+        total, number = shares.sum(axis=1), counted(len(labeled), "case")
+        yield f"labeled voxels   {total.min():.1f}-{total.max():.1f} % of a volume ({number})"
+    for one, share in zip(classes, shares.T, strict=True) if len(classes) > 1 else ():
+        there = share[share > 0]
+        sizes = f"{there.min():.1f}-{there.max():.1f} % of a volume " if len(there) else ""
+        yield f"class {one.name}: {sizes}({counted(len(there), 'case')})"
+
+
+def class_faults(root: Path, cases: list[str]) -> Iterator[str]:
+    """A labeled case whose classes are not those of the first."""
+    labeled = [case for case in cases if has_label(root, case)]
+    classes = [read_classes(root, case) for case in labeled]
+    if other := next((case for case, own in zip(labeled, classes, strict=True) if own != classes[0]), None):
+        yield (
+            f"cases {labeled[0]} and {other} have other classes; prepare all of them with the same --classes of "
+            "prepare_scans.py"
+        )
 
 
 if __name__ == "__main__":

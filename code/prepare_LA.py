@@ -98,7 +98,7 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
     }
     settings = {"script": "prepare_LA", "crop": options.crop}
     settings |= {"label": {"seed": options.seed}, "center": {"crop_size": options.crop_size}}.get(options.crop, {})
-    return Recipe(Preprocessing(), settings, ATRIUM, crops[options.crop])
+    return Recipe(Preprocessing(), settings, ATRIUM, crop=crops[options.crop])
 
 
 def label_crop(case: str, label: np.ndarray | None, shape: Size, seed: int) -> Box:

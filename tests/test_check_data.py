@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from check_data import main
-from dataloaders.case_files import IMAGE_KEY, LABEL_KEY, case_path
+from dataloaders.case_files import IMAGE_KEY, LABEL_KEY, case_path, class_attributes
+from utils.labels import LabelClass
 
 TRAIN, TEST = ["a", "b", "c"], ["d", "e"]
 
@@ -53,6 +54,33 @@ def test_sound_folder_and_its_summary(root, capsys):
     assert "0.625 x 0.625 x 0.625 mm" in output
     assert "25.0-25.0 % of a volume (5 cases)" in output
     assert f"--root_path {root} --labelnum 2" in output.splitlines()[-1]
+
+
+def with_classes(root, case, names):
+    with h5py.File(case_path(root, case), "a") as file:
+        file.attrs.update(class_attributes([LabelClass(name, (number,)) for number, name in enumerate(names, 1)]))
+
+
+def test_classes_and_their_sizes(root, capsys):
+    for case in TRAIN + TEST:
+        with_classes(root, case, ("rim", "core"))
+    label = np.zeros((4, 6, 6), np.uint8)
+    label[0], label[1:3] = 1, 2
+    rewrite(root, "b", LABEL_KEY, label)
+    status, faults, output = check(capsys, root)
+    assert (status, faults) == (0, [])
+    assert "25.0-75.0 % of a volume (5 cases)" in output
+    assert "class rim: 25.0-25.0 % of a volume (5 cases)" in output
+    assert "class core: 50.0-50.0 % of a volume (1 case)" in output
+    label[3] = 3
+    rewrite(root, "b", LABEL_KEY, label)
+    assert check(capsys, root)[0] == 1
+
+
+def test_all_cases_have_the_same_classes(root, capsys):
+    with_classes(root, "d", ("rim", "core"))
+    status, faults, _ = check(capsys, root)
+    assert status == 1 and len(faults) == 1 and "--classes" in faults[0] and " d " in faults[0]
 
 
 def test_only_unlabeled_cases_may_lack_a_label(root, capsys):
