@@ -13,15 +13,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.data import memory_of_many, time_batch, time_many, time_maps, time_metrics, time_start
+from benchmarks.data import time_batch, time_maps, time_metrics, time_start
 from benchmarks.network import (
     memory_of_step,
-    profile_of_step,
     share_of_matrix_rate,
     time_inference,
     time_openvino,
     time_step,
-    time_wait,
 )
 from benchmarks.timing import LA_SHAPE, Measurement, bench_device
 from benchmarks.windows import compare_windows, window_table
@@ -35,7 +33,6 @@ from utils.words import counted
 CPU_SIZE, PAPER_SIZE, RECOMPUTE = ("--preset", "cpu"), (), "--recompute"
 SMALL = (96, 80, 48)  # voxels of a scan at half resolution
 MEMORY_TARGET = 1 / 0.6
-FLAT = 0.9  # a ratio that counts as no change
 BENCHMARKS: dict[str, tuple[float, Callable[[], Measurement]]] = {  # target, measurement
     "step, cpu preset, bf16": (2.5, lambda: time_step(CPU_SIZE, "bf16", 7)),
     "step, cpu preset, float32": (2.5, lambda: time_step(CPU_SIZE, "off", 7)),
@@ -52,11 +49,8 @@ BENCHMARKS: dict[str, tuple[float, Callable[[], Measurement]]] = {  # target, me
     "scan, cpu preset, paper's strides, bf16": (3.0, lambda: time_inference(CPU_SIZE, SMALL, "bf16", "paper", 3)),
     "scan, cpu preset, fast, bf16": (25.0, lambda: time_inference(CPU_SIZE, SMALL, "bf16", "fast", 3)),
     "batch, cases in memory": (20.0, lambda: time_batch(15)),
-    "wait for a batch, cpu preset": (1.0, lambda: time_wait(CPU_SIZE)),
     "start, 80 cases, cpu preset": (1.0, lambda: time_start(CPU_SIZE, 3)),
     "start, 80 cases, paper's size": (1.0, lambda: time_start(PAPER_SIZE, 3)),
-    "2,000 scans instead of 80, batch": (FLAT, time_many),
-    "2,000 scans instead of 80, memory": (FLAT, memory_of_many),
     "distance maps of a batch": (4.0, lambda: time_maps(9)),
     "metrics of a case": (8.0, lambda: time_metrics(False, 5)),
     "metrics of a case with false voxels far away": (8.0, lambda: time_metrics(True, 5)),
@@ -84,9 +78,6 @@ def parse_options(argv: Sequence[str] | None = None) -> Namespace:
     parser.add_argument("--threads", type=at_least(1), help="threads of PyTorch (default: all cores)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table to this file, too")
     parser.add_argument(
-        "--profile", action="store_true", help="instead: the operations of a step of the cpu preset by their time"
-    )
-    parser.add_argument(
         "--windows",
         nargs=REMAINDER,
         metavar="FLAG",
@@ -113,9 +104,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     set_determinism(False)  # as in training: cuDNN picks its fastest kernels
     print(f"{bench_device()}, {counted(torch.get_num_threads(), 'thread')}, torch {torch.__version__}\n")
-    if options.profile:
-        print(profile_of_step(CPU_SIZE, "bf16"))
-        return 0
     if options.windows is not None:
         rows = compare_windows(options.windows)
         print(f"\n{window_table(rows)}")

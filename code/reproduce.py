@@ -55,12 +55,6 @@ def parse_options(argv: Sequence[str] | None = None) -> tuple[Namespace, list[st
         action="store_true",
         help="write <out>/report.html: the tables, and cases, distributions and curves of each row's first seed",
     )
-    add(
-        "--optimistic_best_on_test",
-        action="store_true",
-        help="keep and test every checkpoint, and add a column with the best one ON THE TEST LIST. It is no result: it "
-        "shows how much choosing on the test list flatters",
-    )
     options, handed_on = parser.parse_known_args(argv)
     options.seeds = list(dict.fromkeys(options.seeds))
     if options.target == "paired" and len(set(options.only)) != 2:
@@ -75,9 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train, test and write; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     options, handed_on = parse_options(argv)
-    from paper.work import (
-        reproduce,
-    )  # PyTorch takes seconds to import, which --help and a typing error need not wait for
+    from paper.work import reproduce  # PyTorch, which --help and typing errors do not wait for
 
     try:
         reproduce(options, handed_on)

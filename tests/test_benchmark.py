@@ -33,9 +33,3 @@ def test_windows_hand_their_flags_to_the_table_of_windows(monkeypatch, tmp_path,
     assert benchmark.main(["--json", str(tmp_path / "rows.json"), "--windows", "--exp", "a", "--split", "dev"]) == 0
     assert asked == [["--exp", "a", "--split", "dev"]]
     assert "times faster" in capsys.readouterr().out and (tmp_path / "rows.json").exists()
-
-
-def test_profile_is_printed_alone(monkeypatch, capsys):
-    monkeypatch.setattr(benchmark, "profile_of_step", lambda *arguments: "operations")
-    assert benchmark.main(["--profile"]) == 0
-    assert capsys.readouterr().out.rstrip().endswith("operations")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import engine as engine_module
 from dataloaders.split import Split
-from engine import Engine, Stopped
+from engine import Engine
 from inference.trained import load_networks
 from methods.base import Method, Turn
 from methods.dtml import DTML
@@ -451,10 +451,6 @@ def test_what_is_due(make_engine):
         due += [engine.iteration] if engine._due(10) else []
         assert not engine._due(0)
     assert due == [10, 20, 25]
-
-
-def test_a_signal_is_kept_by_the_exception():
-    assert Stopped(15).number == 15
 
 
 @pytest.mark.slow  # the compiler takes about a minute

@@ -25,7 +25,6 @@ from utils.files import REPOSITORY
 from utils.nifti import write_nifti
 
 DICE = {"phantom_006": 0.8, "phantom_007": 0.9}  # the test cases of the phantom
-GAIN = {"iteration_1": -0.3, "iteration_2": 0.02, "iteration_10": -0.1}  # of checkpoints over the last one
 SECONDS = {"supervised": 0.5, "dtml": 1.6}  # of a step
 TABLE2 = [f"{row}_seed1337" for row in ("v_net", "m_d", "dtml_labeled")]
 
@@ -63,18 +62,10 @@ def scripts(monkeypatch, make_scores):
             folder.mkdir(parents=True)
             files.write_json(folder / runs.OPTIONS, vars(options))
             (folder / runs.CURVES).write_text("iteration,step_seconds\n2,0.5\n")
-            for iteration in (1, 10, 2) if options.keep_checkpoints else ():
-                runs.checkpoint_path(folder, runs.iteration_name(iteration)).touch()
             return
         folder = runs.run_folder(command[command.index("--model_path") + 1], name)
         options = json.loads((folder / runs.OPTIONS).read_text())
         scores = make_scores(DICE, options["seed"])
-        if "--weights" in command:
-            weights = command[command.index("--weights") + 1]
-            calls[-1] = (script, name, weights)
-            scores = make_scores({case: dice + GAIN[weights] for case, dice in DICE.items()}, options["seed"])
-            folder /= weights
-            folder.mkdir()
         scores["training_seconds"] = SECONDS.get(options["method"], 1.0) * scores["iteration"]
         files.write_json(folder / runs.METRICS_JSON, scores | {"options": options})
         (folder / runs.METRICS_CSV).write_text("case\n")
@@ -225,28 +216,6 @@ def test_a_row_of_equal_time_alone_says_what_it_waits_for(flags, scripts):
     with pytest.raises(InputError, match="v_net_equal_time"):
         main(["table3", *flags, "--only", "v_net_equal_time"])
     assert not scripts
-
-
-def test_the_optimistic_column_is_loud_and_only_there_by_its_flag(reproduce, tmp_path):
-    def line() -> str:
-        text = (tmp_path / "out" / "table2.md").read_text(encoding="utf-8")
-        return next(line for line in text.splitlines() if line.startswith("| V-Net | 2 | 0 | measured |"))
-
-    optimistic = ["--only", "v_net", "--optimistic_best_on_test"]
-    calls, output = reproduce("table2", *optimistic)
-    last = [("train.py", "v_net_seed1337"), ("test_LA.py", "v_net_seed1337")]
-    assert calls == [*last, *(("test_LA.py", "v_net_seed1337", f"iteration_{n}") for n in (1, 2, 10))]
-    assert "OPTIMISTIC, NOT A RESULT" in output
-    assert "| 85.00 |" in line() and line().endswith("| 87.00 |")  # the last one, and the best of all
-    assert reproduce("table2", *optimistic)[0] == []
-    calls, output = reproduce("table2", "--only", "v_net")  # the same run
-    assert calls == [] and "OPTIMISTIC" not in output and "| 87.00 |" not in line()
-
-
-def test_runs_that_kept_no_checkpoints_are_not_run_again_for_the_optimistic_column(reproduce):
-    reproduce("table2", "--only", "v_net")
-    calls, output = reproduce("table2", "--only", "v_net", "--optimistic_best_on_test")
-    assert calls == [] and "87.00" not in output
 
 
 def test_tables_only_trains_nothing(reproduce, tmp_path):

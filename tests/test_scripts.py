@@ -46,12 +46,6 @@ def flags_of(parser: ArgumentParser) -> list[argparse.Action]:
     return [action for action in parser._actions if action.dest not in ("help", "help_all")]
 
 
-def test_the_scripts_are_those_that_are_promised():
-    promised = {"train", "train_dtml", "test_LA", "predict"}
-    promised |= {"make_phantom", "check_data", "prepare_LA", "prepare_scans"}
-    assert promised <= set(SCRIPTS)
-
-
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_importing_a_script_does_nothing(script, capfd, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Rows about data: batches from files, the start of a training run, very many scans, distance maps, metrics."""
+"""Rows about data: batches from files, the start of a training run, distance maps, metrics."""
 
 import itertools
 import time
@@ -12,10 +12,8 @@ from medpy.metric import binary
 from benchmarks.reference import crops_from_files, signed_distances
 from benchmarks.timing import (
     Measurement,
-    added_gib,
     balls,
     compared,
-    in_own_process,
     made_up_cases,
     stream_of,
     timed_in_turns,
@@ -29,11 +27,10 @@ from utils.sdm import signed_distance_batch
 
 SAME_DISTANCE, SAME_METRIC = 1e-6, 1e-6
 LABELED_CASES = 16  # of the cases, as in the paper
-FEW, MANY = 80, 2000  # cases
+CASES = 80  # of the LA set, for training
 START_LIMIT = 10.0  # seconds that 80 cases may take until the first batch
 METRIC_SHAPE = (200, 200, 88)  # voxels
 SPECKLES = 200  # false voxels far from the body, as a network leaves them
-BATCHES = 30  # that are drawn from very many scans
 
 
 def time_batch(pairs: int) -> Measurement:
@@ -56,40 +53,13 @@ def _options(root: Path, *flags: str) -> Namespace:
 
 def time_start(flags: tuple[str, ...], repeats: int) -> Measurement:
     """Seconds that 80 cases take until the first batch, beside the limit."""
-    with made_up_cases(FEW) as (root, cases):
+    with made_up_cases(CASES) as (root, cases):
         options, seconds = _options(root, *flags), []
         for _ in range(repeats):
             start = time.perf_counter()
             _ = stream_of(options, cases, LABELED_CASES)[0]
             seconds.append(time.perf_counter() - start)
     return compared([(taken, START_LIMIT) for taken in seconds])
-
-
-def time_many() -> Measurement:
-    """A batch from 80 scans, as reference, and from 2,000, read from the files (--cache none), in turns."""
-    with made_up_cases(MANY) as (root, cases):
-        options = _options(root, "--cache", "none")
-        few, many = (stream_of(options, cases[:count], LABELED_CASES) for count in (FEW, MANY))
-        iterations = iter(range(2 * BATCHES))
-        return timed_in_turns(lambda: many[next(iterations)], lambda: few[next(iterations)], BATCHES)
-
-
-def memory_of_many() -> Measurement:
-    """Memory that batches from 80 scans, as reference, and from 2,000 add to a process (--cache none)."""
-    with made_up_cases(MANY) as (root, cases):
-        few, many = (
-            in_own_process(_memory_of_batches, root, cases[:count], LABELED_CASES, BATCHES) for count in (FEW, MANY)
-        )
-    return {**compared([(many, few)]), "unit": "GiB"}
-
-
-def _memory_of_batches(root: Path, cases: list[str], labeled: int, batches: int) -> float:
-    def draw() -> None:
-        stream = stream_of(_options(root, "--cache", "none"), cases, labeled)
-        for iteration in range(batches):
-            _ = stream[iteration]
-
-    return added_gib(draw)
 
 
 def time_maps(pairs: int) -> Measurement:

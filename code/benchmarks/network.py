@@ -2,7 +2,6 @@
 
 import copy
 import math
-import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,7 +11,6 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from torch.backends import cudnn
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.reference import dtml_step, window_by_window
@@ -23,12 +21,10 @@ from benchmarks.timing import (
     bench_device,
     compared,
     in_own_process,
-    made_up_cases,
-    stream_of,
     timed_in_turns,
 )
 from benchmarks.windows import paper_stride
-from dataloaders.batch import Batch, delivered, make_loader
+from dataloaders.batch import Batch
 from engine import Engine
 from inference.engines import on_engine
 from inference.windows import predict_volume
@@ -36,7 +32,6 @@ from methods.dtml import DTML
 from options import flags
 from runtime import runs
 from runtime.device import AMP_TYPES, memory_format, place
-from runtime.workers import affordable_workers
 from train import parse_options as training_options
 from utils.errors import InputError
 
@@ -44,9 +39,7 @@ SAME_LOSS, SAME_PROBABILITY = 1e-5, 1e-4  # relative: k = 1500 multiplies the ro
 # DTML as the paper has it, whatever the preset's own settings; no dropout, or the losses could not be compared.
 METHOD = "--method dtml --dropout 0 --mask_loss dice --sdm_k 1500 --sdm_k_start 0".split()
 MATRIX = {"cpu": 2048, "cuda": 8192}  # rows and columns: large enough for the full rate of a product
-PROFILE_LINES = 15
 GIGA = 1e9
-WAIT_SHARE, WAIT_STEPS, WAIT_WARM_UP = 0.01, 12, 2  # of a step that its batch may keep it waiting; steps that are timed
 
 
 def _options(size: Sequence[str], amp: str, *others: str) -> Namespace:
@@ -131,35 +124,6 @@ def share_of_matrix_rate(size: Sequence[str], amp: str, pairs: int) -> Measureme
         "spread": [shares[0], shares[2]],
         "unit": "GFLOP/s",
     }
-
-
-def profile_of_step(size: Sequence[str], amp: str) -> str:
-    """What a step spends its time on, operation by operation."""
-    step, _ = step_sides(size, amp)
-    step()
-    kind = bench_device().type
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if kind == "cuda" else [])]
-    with profile(activities=activities) as found:
-        step()
-    by = f"self_{kind}_time_total"
-    return found.key_averages().table(sort_by=by, row_limit=PROFILE_LINES, max_name_column_width=40)
-
-
-def time_wait(size: Sequence[str]) -> Measurement:
-    """How long a step waits for its batch, beside the share of the step that this may take."""
-    waits, steps = [], []
-    with made_up_cases(8) as (root, cases):
-        options = training_options([*METHOD, "--device", bench_device().type, *size, "--root_path", str(root)])
-        engine, stream = _engine(options), stream_of(options, cases, len(cases) // 2)
-        first = len(stream) - WAIT_STEPS
-        tick = time.perf_counter()
-        workers, _ = affordable_workers(options.num_workers, stream.batch_bytes)
-        for batch in delivered(make_loader(stream, first, workers, bench_device().type == "cuda")):
-            waits.append(time.perf_counter() - tick)
-            engine.step(batch.to(engine.device, memory_format(engine.device, options.amp)))
-            steps.append(time.perf_counter() - tick)
-            tick = time.perf_counter()
-    return compared([(w, WAIT_SHARE * s) for w, s in zip(waits[WAIT_WARM_UP:], steps[WAIT_WARM_UP:], strict=True)])
 
 
 def time_inference(size: Sequence[str], shape: Sequence[int], amp: str, protocol: str, pairs: int) -> Measurement:

@@ -95,7 +95,6 @@ def make_job(system: System, seed: int, options: Namespace, handed_on: Sequence[
     flags = ["--method", system.method, "--preset", options.preset, "--seed", str(seed)]
     flags += ["--split", options.split] if options.split else []
     flags += ["--model_path", str(repository_path(options.model_path)), *handed_on, *system.flags]
-    flags += ["--keep_checkpoints"] if options.optimistic_best_on_test else []
     if system.scans == UPPER_BOUND:
         lists = list_paths(training_options([*flags, "--labelnum", "1"]))
         flags += ["--labelnum", str(len(read_list(lists[0], "--train_list")))]
@@ -151,11 +150,9 @@ def differences(options: Namespace, cases: Cases, defaults: Namespace, folder: P
 
 
 def scores_of(job: Job) -> Scores | None:
-    """The scores of a job that is done, with the summaries of all its checkpoints where those were tested."""
-    path, checkpoints = job.results / runs.METRICS_JSON, job.results / runs.BEST_ON_TEST
-    if not path.exists():
-        return None
-    return read_scores(path) | ({"checkpoints": read_json(checkpoints)} if checkpoints.exists() else {})
+    """The scores of a job; None if it is not done."""
+    path = job.results / runs.METRICS_JSON
+    return read_scores(path) if path.exists() else None
 
 
 def read_json(path: Path) -> dict[str, Any]:

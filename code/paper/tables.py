@@ -14,9 +14,6 @@ from paper.systems import PAIRED_METRICS, PAIRS, SYSTEMS, TITLES
 from utils.files import atomic
 
 POSTS = {"none": "measured", "lcc": "measured, filtered"}
-OPTIMISTIC = "OPTIMISTIC, NOT A RESULT: Dice [%] of the checkpoint that is best on the test list"
-OPTIMISTIC_NOTE = " The last column, and it alone, is chosen on the test list: best of all checkpoints of a run."
-FLATTERED = "optimistic_dice_not_a_result"  # the same column for programs
 HEADER = ["method", "labeled", "unlabeled", "source", *(heading for heading, _, _ in METRIC_COLUMNS.values())]
 HEADER += ["seeds", "s / step", "GiB"]
 STATISTICS = [f"{metric}_{of}" for metric in METRIC_COLUMNS for of in ("mean", "sd", "missed")]
@@ -27,37 +24,35 @@ PAIRED_HEADER += ["Wilcoxon p", "effect d_z"]
 Rows = Mapping[str, Sequence[Scores]]  # key in SYSTEMS -> its scores, one of each seed, in the table's order
 
 
-def write_table(
-    name: str, rows: Rows, out: Path, flags: str = "", optimistic: bool = False, official: bool = True
-) -> str:
+def write_table(name: str, rows: Rows, out: Path, flags: str = "", official: bool = True) -> str:
     """Write `<out>/<name>.{md,csv,tex}` and return the table for the terminal.
 
-    Args: flags, those that were given for every row; optimistic, for a last column with the checkpoint that is best
-        on the test list; official, whether the lists are the paper's: else its metrics are left out.
+    Args: flags, those that were given for every row; official, whether the lists are the paper's: else its metrics are
+        left out.
     """
-    frame = table_frame(rows, official, optimistic)
-    header, lines = [*HEADER, *([OPTIMISTIC] if optimistic else [])], [cells(line) for line in frame.to_dict("records")]
+    frame = table_frame(rows, official)
+    lines = [cells(line) for line in frame.to_dict("records")]
     note = setting_note(
         [s for key, seeds in rows.items() if not SYSTEMS[key].equal_time for s in seeds], flags, official
     )
-    note += equal_time_note(rows) + (OPTIMISTIC_NOTE if optimistic else "")
+    note += equal_time_note(rows)
     tests = paired_lines(PAIRS[name], rows, PAIRED_METRICS[name])
     title = f"Table {name[-1]}: {TITLES[name]}"
-    parts = [f"# {title}", note, markdown(header, lines), *([sources(rows)] if official else [])]
+    parts = [f"# {title}", note, markdown(HEADER, lines), *([sources(rows)] if official else [])]
     parts += [f"## Paired differences\n\n{paired_note(tests)}", markdown(PAIRED_HEADER, tests)] if tests else []
     out.mkdir(parents=True, exist_ok=True)
-    texts = {"md": "\n\n".join(parts) + "\n", "tex": latex(header, lines)}
+    texts = {"md": "\n\n".join(parts) + "\n", "tex": latex(HEADER, lines)}
     for end, text in (texts | {"csv": frame.round(4).to_csv(index=False)}).items():
         with atomic(out / f"{name}.{end}", "--out") as temporary:
             temporary.write_text(text, encoding="utf-8")
-    shown = [f"\n{title}", note, text_table(header, lines), *([paired_text(tests)] if tests else [])]
+    shown = [f"\n{title}", note, text_table(HEADER, lines), *([paired_text(tests)] if tests else [])]
     return "\n\n".join([*shown, f"written: {out / name}.md, .csv, .tex"])
 
 
 # --- the lines of a table
 
 
-def table_frame(rows: Rows, official: bool = True, optimistic: bool = False) -> pd.DataFrame:
+def table_frame(rows: Rows, official: bool = True) -> pd.DataFrame:
     """A line for each printed and each measured result, in the units of HEADER; mean and sd over seeds."""
     records = []
     for key, seeds in rows.items():
@@ -67,7 +62,7 @@ def table_frame(rows: Rows, official: bool = True, optimistic: bool = False) -> 
             records.append({"method": SYSTEMS[key].name, "source": "printed", **scans, **means})
         measured = [measured_record(seeds, post) | {"source": name} for post, name in POSTS.items() if seeds]
         records += [{"method": SYSTEMS[key].name, **record} for record in measured or [{"source": "not run yet"}]]
-    frame = pd.DataFrame(records, columns=[*RECORD_FIELDS, *([FLATTERED] if optimistic else [])])
+    frame = pd.DataFrame(records, columns=RECORD_FIELDS)
     numbers = {name: float for name in frame.columns if name not in ("method", "source")}
     return frame.astype(numbers | dict.fromkeys(COUNTS, "Int64"))
 
@@ -80,26 +75,14 @@ def measured_record(seeds: Sequence[Scores], post: str) -> dict[str, Any]:
         means = factor * pd.Series([summary[metric]["mean"] for summary in summaries], dtype=float)
         record[f"{metric}_mean"], record[f"{metric}_sd"] = means.mean(skipna=False), means.std(skipna=False)
         record[f"{metric}_missed"] = sum(summary[metric]["missed"] for summary in summaries)
-    record |= {"labeled": options["labelnum"], "unlabeled": options["unlabelnum"], FLATTERED: best_on_test(seeds, post)}
+    record |= {"labeled": options["labelnum"], "unlabeled": options["unlabelnum"]}
     record["seconds_per_step"] = sum(s["training_seconds"] / s["iteration"] for s in seeds) / len(seeds)
     record["memory_gib"] = max((s["peak_memory_gib"] for s in seeds if s.get("peak_memory_gib")), default=math.nan)
     return record
 
 
-def best_on_test(seeds: Sequence[Scores], post: str) -> float:
-    """Dice of each seed's best checkpoint on the test list, in percent; NaN unless those of all seeds were tested.
-
-    It is biased: the more checkpoints, the higher. It shows what choosing on the test list is worth.
-    """
-    best = []
-    for scores in seeds:
-        kind = f"{scores['reported']['head']}/{post}"
-        best.append(max((s[kind]["dice"]["mean"] for s in scores.get("checkpoints", {}).values()), default=math.nan))
-    return 100 * sum(best) / len(best)
-
-
 def cells(line: Mapping[str, Any]) -> list[str]:
-    """A line as people read it, under HEADER, and OPTIMISTIC where the line has that."""
+    """A line as people read it, under HEADER."""
 
     def text(name: str, style: str = "") -> str:
         return "" if pd.isna(line[name]) else format(line[name], style)
@@ -114,8 +97,7 @@ def cells(line: Mapping[str, Any]) -> list[str]:
         )
 
     scans, cost = [text("labeled"), text("unlabeled")], [text("seconds_per_step", ".2f"), text("memory_gib", ".1f")]
-    flattered = [text(FLATTERED, ".2f")] if FLATTERED in line else []
-    return [line["method"], *scans, line["source"], *map(mean, METRIC_COLUMNS), text("seeds"), *cost, *flattered]
+    return [line["method"], *scans, line["source"], *map(mean, METRIC_COLUMNS), text("seeds"), *cost]
 
 
 # --- notes

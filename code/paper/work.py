@@ -33,17 +33,17 @@ STOPPED = {128 + number for number in HEEDED_SIGNALS} | {-number for number in H
 
 def reproduce(options: Namespace, handed_on: Sequence[str]) -> None:
     """Train what is missing and write what was asked for; an interruption is a KeyboardInterrupt."""
-    systems, optimistic = systems_of(options), options.optimistic_best_on_test
+    systems = systems_of(options)
     jobs, waiting = plan(systems, options, handed_on)
     then = f"; then {', '.join(system.key for system in waiting)}" if waiting else ""
     print(f"{options.target}: {what_is_left(jobs, names=True)}{then}", flush=True)
     trains = not options.tables_only and options.target != "paired"
-    failed = [job.name for job in jobs if not carry_out(job, jobs, optimistic)] if trains else []
+    failed = [job.name for job in jobs if not carry_out(job, jobs)] if trains else []
     if waiting and trains:
         late, waiting = plan(waiting, options, handed_on)
         late = [job for job in late if job.name not in {job.name for job in jobs}]  # another seed was measured before
         jobs += late
-        failed += [job.name for job in late if not carry_out(job, jobs, optimistic)]
+        failed += [job.name for job in late if not carry_out(job, jobs)]
         failed += [
             f"{system.key} (waits for the step times of {' and '.join(system.equal_time)})" for system in waiting
         ]
@@ -54,7 +54,7 @@ def reproduce(options: Namespace, handed_on: Sequence[str]) -> None:
     official, tables = all(has_official_lists(job.options) for job in jobs), []
     for table in (table for table in TABLES if options.target in (table, "all")):
         rows = {key: done[key] for key in TABLES[table]}
-        tables.append(write_table(table, rows, out, shlex.join(handed_on), optimistic, official))
+        tables.append(write_table(table, rows, out, shlex.join(handed_on), official))
         print(tables[-1])
     if options.report and tables:
         print(f"report: {write_tables_report(jobs, tables, out)}")
@@ -83,9 +83,9 @@ def compare(pair: Sequence[str], done: dict[str, list[Scores]], out: Path) -> st
 # --- one row
 
 
-def carry_out(job: Job, jobs: Sequence[Job], optimistic: bool) -> bool:
+def carry_out(job: Job, jobs: Sequence[Job]) -> bool:
     """Train, test and keep a row, unless it is done or another process is at it. False if it failed."""
-    if is_done(job, optimistic):
+    if scores_of(job) is not None:
         return True
     device = [f"--{key}={value}" for key in ("device", "gpu") if (value := getattr(job.options, key)) is not None]
     where = ["--exp", job.name, "--model_path", job.options.model_path]
@@ -93,37 +93,17 @@ def carry_out(job: Job, jobs: Sequence[Job], optimistic: bool) -> bool:
         if lock is None:
             print(f"\n{job.name}: another process is working on it; left to that one", flush=True)
             return True
-        if is_done(job, optimistic):  # by another process, since the command began
+        if scores_of(job) is not None:  # by another process, since the command began
             return True
         print(f"\n{job.name}: {what_is_left(jobs)}", flush=True)
         try:
-            if scores_of(job) is None:
-                run_script_of(["train.py", *job.flags, *where, "--resume"], lock)
-                run_script_of(["test_LA.py", *where, *device, "--skip", "figures"], lock)
-                keep(job)
-            if optimistic:
-                keep_best_on_test(job, [*where, *device], lock)
+            run_script_of(["train.py", *job.flags, *where, "--resume"], lock)
+            run_script_of(["test_LA.py", *where, *device, "--skip", "figures"], lock)
+            keep(job)
         except InputError as error:
             print(f"{job.name}: {error}", file=sys.stderr, flush=True)
             return False
     return True
-
-
-def is_done(job: Job, optimistic: bool) -> bool:
-    """Whether scores are stored; also those of every checkpoint if asked for, and if the run has them."""
-    all_tested = not optimistic or (job.results / runs.BEST_ON_TEST).exists() or not runs.kept_checkpoints(job.folder)
-    return scores_of(job) is not None and all_tested
-
-
-def keep_best_on_test(job: Job, flags: Sequence[str], lock: int) -> None:
-    """Test every checkpoint of a run and keep the summaries. What is chosen among them is no result."""
-    summaries = {}
-    for weights in runs.kept_checkpoints(job.folder):
-        path = runs.scores_folder(job.folder, weights) / runs.METRICS_JSON
-        if not path.exists():
-            run_script_of(["test_LA.py", *flags, "--weights", weights, "--skip", "predictions", "figures"], lock)
-        summaries[weights] = read_json(path)["summary"]
-    files.write_json(job.results / runs.BEST_ON_TEST, summaries)
 
 
 @contextmanager

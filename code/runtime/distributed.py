@@ -11,9 +11,8 @@ Everything that is no tensor of a GPU goes through gloo, whose connections break
 import contextlib
 import os
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -21,7 +20,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.rendezvous import rendezvous
 
 from runtime import runs
 from utils.errors import BAD_INPUT, InputError
@@ -32,17 +30,11 @@ T = TypeVar("T")
 # that rank 0 does while the others wait: reading the scans, a validation, a checkpoint.
 TIMEOUT = timedelta(hours=1)
 BUCKET = 2**23  # numbers in one message, 32 MiB: enough for full bandwidth, little beside a training step
-FAILURE, TOLD = "failure", "told"  # keys under which a failing process leaves its reason, and one speaks of a dead one
-PATIENCE = 5.0  # seconds, of the others with rank 0, before one of them speaks in its place
-LOST = "another process of the run died or does not answer"
+LOST = "another process of the run failed, died or does not answer"
 
 
 class PeerLost(InputError):
-    """Another process of the run failed, died or does not answer. One that failed has said why, and left the reason."""
-
-    def __init__(self, reason: str = ""):
-        super().__init__(reason or LOST)
-        self.explained = bool(reason)
+    """Another process of the run failed, died or does not answer. One that failed says why itself."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +49,6 @@ class Ranks:
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
-    store: Any = field(default=None, compare=False)  # of key and value, kept by torchrun or else by rank 0
 
     @property
     def leads(self) -> bool:
@@ -162,28 +153,7 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:  # what gloo and NCCL raise for a broken connection or a timeout
-            raise PeerLost(self._reason()) from error
-
-    def leave_reason(self, error: BaseException) -> None:
-        """Tell the others why this process ends, as far as they can still be told."""
-        reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-        with contextlib.suppress(RuntimeError):
-            self.store.set(FAILURE, f"rank {self.rank}: {reason}")
-
-    def _reason(self) -> str:
-        with contextlib.suppress(RuntimeError):
-            if self.store.check([FAILURE]):
-                return self.store.get(FAILURE).decode()
-        return ""
-
-    def speaks(self) -> bool:
-        """Whether this process is the one to speak of a dead one: rank 0 or, if it is silent, the first that asks."""
-        until = time.monotonic() + (0 if self.leads else PATIENCE)
-        with contextlib.suppress(RuntimeError):
-            while time.monotonic() < until and not self.store.check([TOLD]):
-                time.sleep(0.1)
-            return self.store.add(TOLD, 1) == 1
-        return self.leads
+            raise PeerLost(LOST) from error
 
 
 ALONE = Ranks()
@@ -205,7 +175,7 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 def joined() -> Iterator[Ranks]:
     """Join the processes of torchrun for a `with` block; without torchrun, or with one process, `ALONE`.
 
-    All leave together at the end. The rank that fails says why; of one that died, one of the others speaks.
+    All leave together at the end. The rank that fails says why, and rank 0 that another one failed or died.
     """
     if int(os.environ.get("WORLD_SIZE") or 1) == 1:
         yield ALONE
@@ -214,13 +184,12 @@ def joined() -> Iterator[Ranks]:
     try:
         yield ranks
         ranks.barrier()
-    except PeerLost as lost:
-        if lost.explained or not ranks.speaks():
-            sys.exit(BAD_INPUT)
-        raise
-    except (Exception, SystemExit) as error:
-        ranks.leave_reason(error)
-        if ranks.leads or not isinstance(error, InputError):
+    except PeerLost:
+        if ranks.leads:
+            raise
+        sys.exit(BAD_INPUT)
+    except InputError as error:
+        if ranks.leads:
             raise
         raise InputError(f"rank {ranks.rank}: {error}") from error
     dist.destroy_process_group()  # not after an error: it would wait for operations that nobody completes
@@ -229,11 +198,11 @@ def joined() -> Iterator[Ranks]:
 def _join() -> Ranks:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+        dist.init_process_group(backend, timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"the {os.environ['WORLD_SIZE']} processes that WORLD_SIZE promises did not come together "
             f"({str(error).splitlines()[0]}); start them with torchrun, or unset WORLD_SIZE"
         ) from error
-    return Ranks(rank, size, int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1)), store)
+    local = (int(os.environ.get(name, default)) for name, default in (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))
+    return Ranks(dist.get_rank(), dist.get_world_size(), *local)

@@ -22,7 +22,6 @@ LAST, BEST_VAL = "last.pth", "best_val.pth"
 LOG, OPTIONS, CURVES = "log.txt", "options.json", "curves.csv"
 METRICS_CSV, METRICS_JSON = "metrics.csv", "metrics.json"
 PREDICTIONS, FIGURES, TENSORBOARD = "predictions", "figures", "tensorboard"
-BEST_ON_TEST = "best_on_test.json"  # of a stored result: the summaries of all its checkpoints
 REPORT = "report.html"  # in a run folder, and beside tables
 PREDICTIONS_CSV, PREDICTIONS_JSON = "predictions.csv", "predictions.json"  # in a folder that predict.py writes
 
@@ -57,12 +56,6 @@ def weights_file(weights: str) -> str:
 def iteration_name(iteration: int) -> str:
     """Name of the weights that --keep_checkpoints keeps at an iteration."""
     return f"iteration_{iteration}"
-
-
-def kept_checkpoints(folder: Path) -> list[str]:
-    """Names of the weights that --keep_checkpoints has kept, by iteration."""
-    names = (path.stem for path in folder.glob(weights_file(iteration_name("*"))))
-    return sorted(names, key=lambda name: int(name.rpartition("_")[2]))
 
 
 def scores_folder(folder: Path, weights: str) -> Path:

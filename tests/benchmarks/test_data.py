@@ -12,9 +12,7 @@ from utils.sdm import signed_distance_batch
 @pytest.fixture
 def few_cases(monkeypatch):
     monkeypatch.setattr(data, "LABELED_CASES", 2)
-    monkeypatch.setattr(data, "FEW", 4)
-    monkeypatch.setattr(data, "MANY", 12)
-    monkeypatch.setattr(data, "BATCHES", 3)
+    monkeypatch.setattr(data, "CASES", 4)
     monkeypatch.setattr(timing, "LA_SHAPE", (40, 36, 32))
 
 
@@ -50,10 +48,3 @@ def test_batches_of_both_sides_have_the_crops_of_the_paper():
 def test_the_start_is_measured_against_its_limit(few_cases):
     row = data.time_start(("--patch_size", "32", "32", "32"), 2)
     assert row["reference"] == data.START_LIMIT and row["ratio"] == pytest.approx(10 / row["ours"], rel=0.9)
-
-
-@pytest.mark.slow
-def test_few_and_many_scans(few_cases):
-    assert data.time_many()["ratio"] > 0
-    row = data.memory_of_many()
-    assert row["ours"] > 0 and row["unit"] == "GiB"

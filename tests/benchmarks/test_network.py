@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import network, timing
+from benchmarks import network
 from benchmarks.reference import ReferenceVNet
 from networks.vnet import VNet
 from utils.errors import InputError
@@ -53,19 +53,6 @@ def test_multiplications_of_the_fused_network_are_those_of_the_plain_one():
         counts.append(counter.get_total_flops())
     first = 2 * 27 * 8 * 32**3  # of the first convolution: two per voxel and weight
     assert counts[0] == pytest.approx(counts[1], rel=1e-3) and counts[0] > 100 * first
-
-
-def test_waiting_is_measured_against_its_share_of_a_step(monkeypatch):
-    monkeypatch.setattr(network, "WAIT_STEPS", 4)
-    monkeypatch.setattr(timing, "LA_SHAPE", (40, 36, 32))
-    monkeypatch.setattr(network, "WAIT_SHARE", 1.0)
-    row = network.time_wait((*TINY, "--num_workers", "0"))
-    assert 0 < row["ours"] < row["reference"] and row["spread"][0] > 1  # a step includes its wait
-
-
-@pytest.mark.slow
-def test_profile_names_the_convolutions():
-    assert "convolution" in network.profile_of_step(TINY, "off")
 
 
 @pytest.mark.slow

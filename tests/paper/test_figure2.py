@@ -57,19 +57,6 @@ def test_normals_look_outwards_and_position_is_that_of_the_mask():
     np.testing.assert_allclose(middle, np.multiply((12, 16, 14), SPACING), atol=0.05)
 
 
-def test_a_mesh_is_coarsened_to_the_number_of_faces():
-    fine, coarse = surface_triangles(ball(), SPACING, MANY)[0], surface_triangles(ball(), SPACING, 600)[0]
-    assert len(coarse) <= 600 < len(fine)
-    assert enclosed(coarse) == pytest.approx(enclosed(fine), rel=0.1)
-
-
-def test_one_voxel_does_not_vanish():
-    mask = np.zeros((8, 8, 8), bool)
-    mask[3, 4, 5] = True
-    triangles, _ = surface_triangles(mask, SPACING, MANY)
-    np.testing.assert_allclose(triangles.mean(axis=(0, 1)), np.multiply((3, 4, 5), SPACING), atol=1e-5)
-
-
 def test_seen_from_behind_left_is_left_and_the_head_is_up():
     mask = np.zeros((40, 40, 40), bool)
     mask[30:34, 18:22, 30:34] = True  # to the patient's left and towards the head
