@@ -180,9 +180,12 @@ def print_files(tested: Sequence["TestedRun"], printed: Sequence[str], argv: Seq
 
     print()
     for run in tested:
-        kinds = {"masks": runs.PREDICTIONS, "pictures": runs.FIGURES}
-        kinds = {"scores": runs.METRICS_CSV} | {kind: name for kind, name in kinds.items() if name not in asked.skip}
-        print(f"{run.name}:", ", ".join(f"{kind} in {files.shown(run.folder / name)}" for kind, name in kinds.items()))
+        files_of = {"scores in": runs.METRICS_CSV}
+        if "predictions" not in asked.skip:
+            files_of["masks in"] = runs.PREDICTIONS
+        if "figures" not in asked.skip:
+            files_of["pictures such as"] = f"{runs.FIGURES}/{next(iter(run.reported))}.png"
+        print(f"{run.name}:", ", ".join(f"{what} {files.shown(run.folder / name)}" for what, name in files_of.items()))
     if asked.report:
         print(f"report: {files.shown(write_test_report(tested, printed))}")
         where = [] if asked.model_path == "model" else ["--model_path", str(files.repository_path(asked.model_path))]
