@@ -36,13 +36,15 @@ def test_bad_input_is_one_line_on_stderr(capsys):
     assert capsys.readouterr() == ("", "error: no list; see --train_list\n")
 
 
-def test_a_fault_found_by_a_loader_worker_is_the_same_sentence(capsys):
+@pytest.mark.parametrize("sentence", ["case a is damaged; write it again", "InputError: a.nii (InputError: b) is cut"])
+def test_a_fault_found_by_a_loader_worker_is_the_same_sentence(capsys, sentence):
+    assert str(InputError(sentence)) == sentence
     try:
-        raise InputError("case a is damaged; write it again")
+        raise InputError(sentence)
     except InputError:
         wrapped = ExceptionWrapper(where="in DataLoader worker process 0")
     assert ends_with(wrapped.reraise) == BAD_INPUT
-    assert capsys.readouterr().err == "error: case a is damaged; write it again\n"
+    assert capsys.readouterr().err == f"error: {sentence}\n"
 
 
 def test_a_full_disk_is_one_line_that_names_the_file(capsys):
