@@ -5,6 +5,7 @@ import math
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -260,16 +261,10 @@ def test_mixed_precision_gives_nearly_the_same_losses(make_engine, wide_batch):
 
 
 @pytest.fixture
-def make_scaled(make_engine) -> Callable[[], Engine]:
-    """Two players that step as in fp16: each with a scaler of its own, in float32 as a CPU has no fp16."""
-
-    def build() -> Engine:
-        engine = make_engine(TwoPlayers)
-        engine.options.amp = "fp16"
-        engine.scalers = {turn.name: torch.amp.GradScaler("cpu", init_scale=1024.0) for turn in engine.turns}
-        return engine
-
-    return build
+def make_scaled(make_engine, monkeypatch) -> Callable[[], Engine]:
+    """Two players that step as in fp16, with `float32`, as a CPU has no fp16."""
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=1024.0))
+    return lambda: make_engine(TwoPlayers, "--amp", "fp16")
 
 
 @pytest.fixture

@@ -14,11 +14,8 @@ class InputError(Exception):
     """Bad input that the user can fix. The message says what is wrong, where, and which flag fixes it."""
 
     def __str__(self) -> str:
-        text, name = super().__str__(), InputError.__name__
-        if not text.startswith(f"Caught {name} "):
-            return text
         # A loader's worker hands its error over inside the text of a traceback, of which only the end is for users.
-        return text.rstrip().rpartition(f"\n{InputError.__module__}.{name}: ")[2]
+        return super().__str__().rstrip().rpartition(f"\n{InputError.__module__}.{InputError.__name__}: ")[2]
 
 
 def run_script(main: Callable[[], int | None]) -> None:

@@ -80,6 +80,7 @@ def test_layout_labeled_first(root):
     assert batch.image.shape == (5, 1, *PATCH) and batch.label.shape == (2, 1, *PATCH)
     assert batch.image.dtype == batch.label.dtype == torch.float32
     assert batch.num_labeled == 2 and batch.image.is_contiguous()
+    assert batch.sdm is None  # which only some methods ask for
     assert set(batch.cases[:2]) <= set(LABELED) and set(batch.cases[2:]) <= set(UNLABELED)
 
 

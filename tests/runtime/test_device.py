@@ -189,6 +189,14 @@ def test_compile_is_for_the_vnets_and_only_where_asked_for(monkeypatch):
     assert compiled == [method["network"]]
 
 
+def test_no_more_threads_than_a_container_grants(monkeypatch):
+    torch.set_num_threads(2)
+    for cores in (3, 1):
+        monkeypatch.setattr(device, "available_cores", lambda cores=cores: cores)
+        place(nn.Linear(2, 2), torch.device("cpu"), asked())
+        assert torch.get_num_threads() == min(2, cores)
+
+
 @pytest.mark.parametrize(("amp", "expected"), [("off", torch.float32), ("bf16", torch.bfloat16)])
 def test_precision_is_that_of_the_flag(amp, expected):
     layer = nn.Linear(4, 4)
