@@ -21,11 +21,13 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from dataloaders.batch import Batch
-from evaluation.metrics import summarise
+from evaluation.metrics import class_mean, summarise
 from train import parse_options
 from utils.errors import run_script
+from utils.labels import MEAN
 from utils.sdm import signed_distance_batch
 
+IDS = ("case", "head", "post")  # what tells the scores of a run apart
 PATCH = 32  # the smallest patch that every method supports
 TINY = (  # of its own lengths and rate, so that the demo can change without the tests
     "--preset demo --max_iterations 200 --base_lr 0.01 --lr_schedule steps --patch_size 32 32 32 --n_filters 8 "
@@ -176,6 +178,27 @@ def make_scores() -> Callable[..., dict]:
             "cases": scores,
         }
         return json.loads(json.dumps(content), parse_constant=lambda _: None)  # as on the disk: NaN is null
+
+    return build
+
+
+@pytest.fixture
+def make_class_scores(make_scores) -> Callable[..., dict]:
+    """The same of several classes: make_class_scores({"rim": {"a": 0.8, "b": 0.9}, "core": {"a": 0.7, "b": None}})."""
+
+    def build(dice: dict[str, dict[str, float | None]], seed: int = 1337, flags: tuple[str, ...] = ()) -> dict:
+        contents = {name: make_scores(of_class, seed, flags) for name, of_class in dice.items()}
+        content, cases, means = next(iter(contents.values())), [], []
+        for rows in zip(*(one["cases"] for one in contents.values()), strict=True):
+            mean = class_mean(
+                [{k: math.nan if v is None else v for k, v in row.items() if k not in IDS} for row in rows]
+            )
+            means.append({**{key: rows[0][key] for key in IDS}, "class": MEAN, **mean})
+            cases += [{**row, "class": name} for name, row in zip(dice, rows, strict=True)] + means[-1:]
+        summary = {f"seg/{post}": summarise([s for s in means if s["post"] == post]) for post in ("none", "lcc")}
+        content |= {"classes": [{"name": name, "values": [number]} for number, name in enumerate(dice, start=1)]}
+        content |= {"class_summary": {name: one["summary"] for name, one in contents.items()}}
+        return json.loads(json.dumps(content | {"cases": cases, "summary": summary}), parse_constant=lambda _: None)
 
     return build
 

@@ -1,4 +1,4 @@
-"""One look per method, the same in plots, contours and legends of a report."""
+"""One look per method, the same in plots, contours and legends of a report; where there are classes, one for each."""
 
 # Chosen by computer: of 14 saturated colours the closest two, the label's orange among them, differ by 11 in CIEDE2000,
 # for normal vision and without any one kind of cones; the seven of Okabe & Ito's palette by 10.9. In the order of use:
@@ -14,3 +14,8 @@ def look(index: int) -> dict[str, str]:
     """Colour and dash of a report's method, by its place; beyond 14 a colour returns with another dash."""
     count = len(METHOD_COLORS)
     return {"color": METHOD_COLORS[index % count], "dash": DASHES[index // (count // 2) % len(DASHES)]}
+
+
+def pale(color: str) -> str:
+    """A colour, half way to white."""
+    return "#" + "".join(f"{(int(color[at : at + 2], 16) + 255) // 2:02X}" for at in (1, 3, 5))

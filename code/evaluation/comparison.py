@@ -1,5 +1,6 @@
 """Tested runs side by side: which of them are one method with several seeds, and how far apart methods are."""
 
+import dataclasses
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -12,8 +13,9 @@ import numpy as np
 
 from evaluation.metrics import summarise
 from evaluation.statistics import MIN_CASES, CrossedDifference, crossed_difference, holm
-from evaluation.tables import FILTER_NAMES, Score, columns_of, mean_sd, pick, text_table
+from evaluation.tables import FILTER_NAMES, Score, class_names, columns_of, mean_sd, of_class, pick, text_table
 from runtime import runs
+from utils.labels import MEAN
 
 # Options that do not tell methods apart.
 OF_NO_MATTER = runs.FREE_ON_RESUME.union(runs.OF_THE_COMMAND, ("seed",)) - {"root_path"}
@@ -31,11 +33,18 @@ class TestedRun:
     folder: Path  # of its curves.csv
     masks: Path | None = None  # folder of its predictions, where there is one
     root: Path | None = None  # folder of its scans, where they are at hand
+    of: str = MEAN  # the class that is meant, where there are several
 
     @cached_property
     def scores(self) -> list[Score]:
         """Of every case, output and filter; a distance that is undefined is NaN."""
-        return [{k: np.nan if v is None else v for k, v in score.items()} for score in self.content["cases"]]
+        cases = of_class(self.content, self.of)["cases"]
+        return [{k: np.nan if v is None else v for k, v in score.items()} for score in cases]
+
+    @cached_property
+    def by_class(self) -> dict[str, "TestedRun"]:
+        """The run of each class by name; {} where there is one class."""
+        return {name: dataclasses.replace(self, of=name) for name in class_names(self.content)}
 
     @property
     def kind(self) -> tuple[str, str]:
@@ -136,9 +145,20 @@ def comparison_note(tested: Sequence[TestedRun]) -> str:
         differences = [dice_difference(groups[0], group) for group in groups[1:]]
         if any(difference and difference.cases < MIN_CASES for difference in differences):
             sentences.append(f"No p-value from fewer than {MIN_CASES} cases.")
+    sentences += _said_of_classes(tested)
     if len({run.root for run in tested}) > 1:
         sentences.append("The runs were tested on cases of different folders; equal ids are taken for equal cases.")
     return " ".join(sentences)
+
+
+def _said_of_classes(tested: Sequence[TestedRun]) -> list[str]:
+    """What the scores are of, where there are several classes."""
+    classes = {", ".join(run.by_class) for run in tested}
+    if classes == {""}:
+        return []
+    if len(classes) > 1:
+        return ["The runs have different classes."]
+    return [f"Scores are means over the classes {classes.pop()}." if tested[0].of == MEAN else f"Class {tested[0].of}."]
 
 
 def _output(run: TestedRun) -> str:

@@ -20,6 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from PIL import Image
 
+from evaluation.colors import look, pale
 from utils.files import atomic
 
 LABEL = "label"  # name of the expert's mask in legends
@@ -38,6 +39,15 @@ TILE, PANEL_DPI = 2.2, 100  # inches: side of a tile of the training panel, 220 
 SMOOTHED_FROM = 40  # points of a curve from which a running mean over 1/40 of them, at least 5, is drawn in front
 MANY_CURVES = 6  # beyond, the means stand alone and the legend beside them
 WRITING = {"color": "white", "fontsize": 9, "path_effects": [withStroke(linewidth=2.5, foreground="black")]}
+
+
+class Contour(NamedTuple):
+    """A mask, (W, H, D) boolean, and how its outline is drawn."""
+
+    name: str
+    mask: np.ndarray
+    color: str
+    width: float  # points
 
 
 class Plane(NamedTuple):
@@ -67,40 +77,40 @@ def case_figure(
     path: Path | str,
     title: str,
     spacing_mm: Sequence[float],
+    classes: Sequence[str] = ("foreground",),
     anatomical: bool = True,
 ) -> None:
     """One PNG of a test case: three planes at one scale in mm, contours of the label and of every prediction.
+
+    Each of several classes has its colour, pale for the label.
 
     Each plane shows the slice with the largest area of the label; without a label (or with an empty one) that
     of all predictions together; without any foreground the middle one.
 
     Args:
         image: (W, H, D), finite.
-        label: (W, H, D), foreground above 0.5; None for a scan that no one labeled.
-        predictions: name as in the legend -> (W, H, D), foreground above 0.5.
+        label: (W, H, D), 0..C; None for a scan that no one labeled.
+        predictions: name as in the legend -> (W, H, D), 0..C.
         title: case id and scores; may have several lines.
+        classes: names of the classes 1..C.
         anatomical: False for arrays whose axes are not known to be LPS: no R, L, A, P, S, I at the edges.
     """
-    masks = {} if label is None else {LABEL: np.asarray(label) > 0.5}
-    colors = {LABEL: LABEL_COLOR}
-    for index, (name, mask) in enumerate(predictions.items()):
-        masks[name] = np.asarray(mask) > 0.5
-        colors[name] = PREDICTION_COLORS[index % len(PREDICTION_COLORS)]
-    if any(mask.shape != image.shape for mask in masks.values()):
-        raise ValueError(f"image {image.shape}, masks {[mask.shape for mask in masks.values()]}")
+    maps = ({} if label is None else {LABEL: np.asarray(label)}) | {k: np.asarray(v) for k, v in predictions.items()}
+    if any(found.shape != image.shape for found in maps.values()):
+        raise ValueError(f"image {image.shape}, masks {[found.shape for found in maps.values()]}")
+    contours = _contours(maps, classes)
     figure, axes = _three_planes(np.multiply(image.shape, spacing_mm), title)
-    centre = _informative_voxel(masks, image.shape)
+    centre = _informative_voxel({name: found > 0.5 for name, found in maps.items()}, image.shape)
     low, high = gray_window(image)
     for plane, ax in axes.items():
         step = (spacing_mm[plane.across], spacing_mm[plane.down])
         index = centre[plane.normal]
         draw_scan(ax, plane.slice(image, index), step, low, high)
-        for name, mask in masks.items():
-            width = LABEL_LINE if name == LABEL else PREDICTION_LINE
-            draw_contour(ax, plane.slice(mask, index), step, colors[name], width)
+        for contour in contours:
+            draw_contour(ax, plane.slice(contour.mask, index), step, contour.color, contour.width)
         write_edges(ax, plane, f"{index + 1}/{image.shape[plane.normal]}", anatomical)
     draw_scale_bar(axes[AXIAL])
-    _draw_legend(axes[SAGITTAL], masks, colors)
+    _draw_legend(axes[SAGITTAL], contours)
     with atomic(Path(path)) as temporary:
         Image.fromarray(_pixels(figure)).save(temporary, format="PNG", optimize=True, dpi=(DPI, DPI))
 
@@ -177,6 +187,23 @@ def curves_figure(
     path = Path(path)
     with atomic(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:], dpi=DPI)
+
+
+def _contours(maps: Mapping[str, np.ndarray], classes: Sequence[str]) -> list[Contour]:
+    """Every class of every label map, the label's below those of predictions."""
+    colors = iter(PREDICTION_COLORS * len(maps))
+    contours = []
+    for name, found in maps.items():
+        width = LABEL_LINE if name == LABEL else PREDICTION_LINE
+        own = LABEL_COLOR if name == LABEL else next(colors)
+        for number, title in enumerate(classes, start=1):
+            if len(classes) == 1:
+                contours.append(Contour(name, found > 0.5, own, width))
+            else:
+                color = look(number - 1)["color"]
+                shade = pale(color) if name == LABEL else color
+                contours.append(Contour(f"{title}, {name}", found == number, shade, width))
+    return contours
 
 
 def _three_planes(size_mm: Sequence[float], title: str) -> tuple[Figure, dict[Plane, Axes]]:
@@ -256,10 +283,10 @@ def draw_scale_bar(ax: Axes) -> None:
     ax.text(x - bar / 2, 0.98 * y, f"{bar} mm", ha="center", va="bottom", **WRITING)
 
 
-def _draw_legend(ax: Axes, masks: Mapping[str, np.ndarray], colors: Mapping[str, str]) -> None:
+def _draw_legend(ax: Axes, contours: Sequence[Contour]) -> None:
     """Names of the contours, below these axes."""
-    names = [textwrap.fill(name if mask.any() else f"{name} (empty)", NAME_LENGTH) for name, mask in masks.items()]
-    lines = [Line2D([], [], color=colors[name], linewidth=2.5) for name in masks]
+    names = [textwrap.fill(one.name if one.mask.any() else f"{one.name} (empty)", NAME_LENGTH) for one in contours]
+    lines = [Line2D([], [], color=one.color, linewidth=2.5) for one in contours]
     ax.legend(lines, names, loc="upper left", bbox_to_anchor=(0, 0), frameon=False, fontsize=9, handlelength=1.5)
 
 

@@ -71,6 +71,25 @@ def evaluate(
     return row
 
 
+def class_mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The mean over classes of the results of `evaluate` for one case.
+
+    A class without a distance is left out of that mean; `missed_classes` counts those, of `num_classes`.
+    """
+    missed = sum(np.isnan(row["asd_vox"]) for row in rows)
+    values = {key: [row[key] for row in rows if not np.isnan(row[key])] for key in rows[0]}
+    mean = {key: float(np.mean(found)) if found else np.nan for key, found in values.items()}
+    return {**mean, "missed_classes": int(missed), "num_classes": len(rows)}
+
+
+def largest_components(label: np.ndarray) -> np.ndarray:
+    """The largest component of each class. Args: label, (W, H, D), integers 0..C. Returns: the same, a new array."""
+    kept = np.zeros_like(label)
+    for number in range(1, int(label.max()) + 1):
+        kept[largest_component(label == number)] = number
+    return kept
+
+
 def largest_component(mask: np.ndarray) -> np.ndarray:
     """The largest 26-connected component of a mask; of equally large ones, the first in array order.
 
@@ -99,10 +118,11 @@ def volume_diagonal(shape: Sequence[int], spacing_mm: Sequence[float] | None = N
 def summarise(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
     """Mean and spread over cases of every metric found in the rows.
 
-    Args: rows, one result of `evaluate` per case; other entries (say, the name of the case) are ignored.
+    Args: rows, one result of `evaluate` or `class_mean` per case; other entries (say, the name of the case) are
+        ignored.
     Returns: per metric `mean` and `sd` (n - 1; 0 for a single case) over the cases where it is defined;
-        `missed`, the number of the other cases; `mean_penalised`, the mean over all cases, a missed one charged
-        with the diagonal of its volume. If every case was missed, `mean` and `sd` are NaN.
+        `missed`, the number of the other cases, or of the classes in all of them; `mean_penalised`, the mean over all
+        cases, a missed one charged with the diagonal of its volume. If every case was missed, `mean` and `sd` are NaN.
     """
     if not rows:
         raise ValueError("there must be at least one row to summarise")
@@ -273,8 +293,12 @@ def _coordinates(flat: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 def _summarise_metric(rows: Sequence[dict], metric: str) -> dict[str, float]:
     values = np.array([row[metric] for row in rows], dtype=float)
     defined = values[~np.isnan(values)]
-    unit = metric.rpartition("_")[2]  # only a distance can be missing, and its name ends with its unit
-    charged = [row[f"diagonal_{unit}"] for row in rows if np.isnan(row[metric])]
+    diagonal = f"diagonal_{metric.rpartition('_')[2]}"  # only a distance can be missing; its unit ends its name
+    charged = [row[diagonal] for row in rows if np.isnan(row[metric])]
+    missed, penalised = len(charged), np.concatenate((defined, charged))
+    if diagonal in rows[0] and "missed_classes" in rows[0]:
+        missed = sum(row["missed_classes"] for row in rows)
+        penalised = np.array([_with_missed_classes(row, metric, diagonal) for row in rows])
     if len(defined) > 1:
         sd = float(defined.std(ddof=1))
     else:
@@ -282,6 +306,13 @@ def _summarise_metric(rows: Sequence[dict], metric: str) -> dict[str, float]:
     return {
         "mean": float(defined.mean()) if len(defined) else np.nan,
         "sd": sd,
-        "missed": len(charged),
-        "mean_penalised": float(np.concatenate((defined, charged)).mean()),
+        "missed": missed,
+        "mean_penalised": float(penalised.mean()),
     }
+
+
+def _with_missed_classes(row: dict, metric: str, diagonal: str) -> float:
+    """A distance of `class_mean`, each missed class charged with the diagonal."""
+    found = row["num_classes"] - row["missed_classes"]
+    total = (found * row[metric] if found else 0.0) + row["missed_classes"] * row[diagonal]
+    return total / row["num_classes"]

@@ -1,10 +1,13 @@
 """Scores of a run as text: a row per case, mean and spread."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from evaluation.metrics import summarise
+from utils.errors import InputError
+from utils.labels import MEAN
 
 METRIC_COLUMNS = {  # metric -> (heading, factor, decimals), in the order of the papers' tables
     "dice": ("Dice [%]", 100, 2),
@@ -15,6 +18,7 @@ METRIC_COLUMNS = {  # metric -> (heading, factor, decimals), in the order of the
 DISTANCES = ("asd_vox", "hd95_vox")  # undefined for a case with one empty mask
 ALL_METRIC_COLUMNS = METRIC_COLUMNS | {"asd_mm": ("ASD [mm]", 1, 2), "hd95_mm": ("95HD [mm]", 1, 2)}
 FILTER_NAMES = {"none": "no filter", "lcc": "largest component"}  # of a prediction, as tables call them
+NO_CLASSES: Mapping[str, Any] = MappingProxyType({})
 Score = dict[str, Any]
 
 
@@ -58,12 +62,31 @@ def columns_of(scores: Sequence[Score]) -> dict[str, str]:
     }
 
 
-def case_table(scores: Sequence[Score], head: str, post: str) -> str:
-    """A row per case of the reported output, then mean ± sd over cases."""
+def of_class(content: Mapping[str, Any], name: str = MEAN) -> dict[str, Any]:
+    """A metrics.json as if a class, or the mean over all, were all that it holds; old ones have one class."""
+    names = class_names(content)
+    if name != MEAN and name not in names:
+        known = f"there are: {', '.join(names)}" if names else "it has one"
+        raise InputError(f"--class {name} is no class of run {content.get('exp', '')} ({known})")
+    cases = [score for score in content["cases"] if score.get("class", name) == name]
+    summary = content.get("summary") if name == MEAN else content["class_summary"][name]
+    return {**content, "cases": cases, "summary": summary}
+
+
+def class_names(content: Mapping[str, Any]) -> list[str]:
+    """The classes of a metrics.json; none where there is one."""
+    return [one["name"] for one in content.get("classes", ())]
+
+
+def case_table(
+    scores: Sequence[Score], head: str, post: str, by_class: Mapping[str, Sequence[Score]] = NO_CLASSES
+) -> str:
+    """A row per case of the reported output, then mean ± sd over cases; below, of each class."""
     chosen, columns = pick(scores, head, post), columns_of(scores)
     rows = [[score["case"], *(metric_text(metric, score[metric]) for metric in columns)] for score in chosen]
-    summary = summarise(chosen)
-    rows.append(["mean ± sd", *(mean_sd(metric, summary[metric]) for metric in columns)])
+    for name, of_name in {"mean ± sd": scores, **by_class}.items():
+        summary = summarise(pick(of_name, head, post))
+        rows.append([name, *(mean_sd(metric, summary[metric]) for metric in columns)])
     return text_table(["case", *columns.values()], rows)
 
 

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from utils.errors import InputError
-from utils.labels import MOST_CLASSES, LabelClass
+from utils.labels import MEAN, MOST_CLASSES, LabelClass
 
 DATASET_JSON = "dataset.json"  # of the Medical Segmentation Decathlon and of nnU-Net
-MEAN = "mean"  # in the place of a class, tables and --class say the mean over all
 
 
 def label_values(text: str) -> tuple[int, ...]:

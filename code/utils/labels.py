@@ -18,6 +18,7 @@ class LabelClass:
     values: tuple[int, ...]
 
 
+MEAN = "mean"  # in the place of a class's name: the mean over all
 ONE_CLASS = (LabelClass("foreground", (1,)),)  # of cases and runs that record no classes
 
 

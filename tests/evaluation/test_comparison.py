@@ -1,5 +1,6 @@
 """Which runs are one method, and how far apart methods are."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from evaluation.comparison import TestedRun, comparison_note, comparison_rows, dice_difference, group_name, group_seeds
 from evaluation.statistics import MIN_CASES, crossed_difference
+from utils.errors import InputError
 
 
 @pytest.fixture
@@ -89,3 +91,39 @@ def test_no_p_value_from_few_cases_and_holms_from_several(tested):
 def test_seeds_of_one_method_alone_are_compared_with_nothing(tested):
     header, rows = comparison_rows([tested("v_s1", DICE[0], 1), tested("v_s2", DICE[1], 2)])
     assert len(rows) == 3 and not any("minus" in heading for heading in header)
+
+
+# --- several classes
+
+
+def two_classes(make_class_scores, name, rim, core, flags=()):
+    cases = "abcdefgh"
+    dice = {"rim": dict(zip(cases, rim, strict=False)), "core": dict(zip(cases, core, strict=False))}
+    return TestedRun(name, make_class_scores(dice, 1, flags), Path())
+
+
+def test_the_mean_over_classes_is_compared_and_each_class_if_asked(make_class_scores):
+    first = two_classes(make_class_scores, "a", DICE[0], DICE[1])
+    second = two_classes(make_class_scores, "b", DICE[2], DICE[3], ("--dropout", "0.25"))
+    means = DICE[:2].mean(axis=0), DICE[2:].mean(axis=0)
+    np.testing.assert_allclose(dice_difference([first], [second]), crossed_difference(means[0][None], means[1][None]))
+    assert list(first.by_class) == ["rim", "core"]
+    of_core = [run.by_class["core"] for run in (first, second)]
+    assert dice_difference(*([run] for run in of_core)) == crossed_difference(DICE[1:2], DICE[3:])
+    assert "rim, core" in comparison_note([first, second]) and "core" in comparison_note(of_core)
+    assert "rim" not in comparison_note(of_core)
+
+
+def test_a_missed_class_counts_once(make_class_scores):
+    run = two_classes(make_class_scores, "a", [0.8, None, None], [0.9, 0.7, None])
+    assert "(3 missed)" in comparison_rows([run])[1][0][4]
+    assert "(2 missed)" in comparison_rows([run.by_class["rim"]])[1][0][4]
+
+
+def test_classes_that_differ_are_said_and_a_foreign_one_is_refused(make_class_scores, tested):
+    several = two_classes(make_class_scores, "a", DICE[0], DICE[1])
+    assert "different classes" in comparison_note([several, tested("b", DICE[1])])
+    assert tested("b", DICE[1]).by_class == {}
+    for run in (several, tested("b", DICE[1])):
+        with pytest.raises(InputError, match="--class valve"):
+            dataclasses.replace(run, of="valve").scores

@@ -11,6 +11,7 @@ from PIL import Image
 from scipy import ndimage
 
 from evaluation import figures
+from evaluation.colors import look, pale
 from evaluation.figures import AXIAL, CORONAL, SAGITTAL, case_figure, curves_figure, training_panel
 
 pytestmark = [pytest.mark.filterwarnings("error::UserWarning"), pytest.mark.filterwarnings("error::RuntimeWarning")]
@@ -123,6 +124,19 @@ def test_without_a_label_the_predictions_choose_the_slices(tmp_path, image, draw
     predictions = {"seg": box(image.shape, (2, 3), (3, 4), (4, 5)), "sdm": np.zeros(image.shape)}
     case_figure(image, label, predictions, tmp_path / "a.png", "case", SPACING)
     assert "axial  z 5/16" in writing(drawn[0].axes[0])
+
+
+def test_each_class_has_its_colour_and_its_name(tmp_path, image, drawn):
+    label = box(image.shape, (2, 9), (3, 9), (4, 9)).astype(np.uint8)
+    label[9:12, 3:9, 4:9] = 2
+    prediction = np.where(label == 2, 0, label)
+    case_figure(image, label, {"prediction": prediction}, tmp_path / "a.png", "case", SPACING, ["rim", "core"])
+    rim, core = (look(index)["color"] for index in (0, 1))
+    assert [color for color, _ in contours(drawn[0].axes[0])] == [pale(rim), pale(core), rim]
+    legend = drawn[0].axes[1].get_legend()
+    names = ["rim, label", "core, label", "rim, prediction", "core, prediction (empty)"]
+    assert [text.get_text() for text in legend.get_texts()] == names
+    assert [to_hex(line.get_color()).upper() for line in legend.get_lines()] == [pale(rim), pale(core), rim, core]
 
 
 def test_label_and_predictions_keep_their_colours_and_empty_ones_are_named(tmp_path, image, drawn):

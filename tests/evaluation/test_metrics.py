@@ -12,7 +12,15 @@ from scipy import ndimage
 from skimage.measure import label as sk_label
 
 from evaluation import metrics
-from evaluation.metrics import evaluate, largest_component, summarise, verify_against_medpy, volume_diagonal
+from evaluation.metrics import (
+    class_mean,
+    evaluate,
+    largest_component,
+    largest_components,
+    summarise,
+    verify_against_medpy,
+    volume_diagonal,
+)
 from utils.errors import InputError
 
 CODE = Path(metrics.__file__).parents[1]
@@ -315,3 +323,30 @@ def test_without_medpy_only_the_verification_fails(monkeypatch):
     monkeypatch.setitem(sys.modules, "medpy.metric", None)
     with pytest.raises(InputError, match="--verify_metrics"):
         verify_against_medpy(evaluate(blob(1), blob(2)), blob(1), blob(2))
+
+
+# --- several classes
+
+
+def test_each_class_keeps_its_largest_component():
+    label = np.zeros(SHAPE, np.uint8)
+    label[0, :3], label[2:4, :4], label[5, 0], label[7:9] = 1, 2, 1, 2
+    kept = largest_components(label)
+    assert kept.dtype == np.uint8
+    for number in (1, 2):
+        np.testing.assert_array_equal(kept == number, largest_component(label == number))
+    assert not largest_components(np.zeros(SHAPE, np.uint8)).any()
+
+
+def test_a_missed_class_is_counted_and_never_flatters():
+    hit = evaluate(voxels((0, 0, 0), (1, 0, 0)), voxels((1, 0, 0), (2, 0, 0)), (1.0, 1.0, 1.0))
+    miss = evaluate(voxels(), voxels((3, 3, 3)), (1.0, 1.0, 1.0))
+    rows = [class_mean([hit, hit]), class_mean([hit, miss]), class_mean([miss, miss])]
+    assert [row["dice"] for row in rows] == [0.5, 0.25, 0.0]
+    assert [row["missed_classes"] for row in rows] == [0, 1, 2]
+    assert rows[1]["asd_vox"] == hit["asd_vox"] and np.isnan(rows[2]["asd_vox"])
+    summary = summarise(rows)
+    assert (summary["dice"]["missed"], summary["asd_vox"]["missed"]) == (0, 3)
+    assert summary["asd_vox"]["mean"] == hit["asd_vox"]
+    penalised = [summarise([a, b])["asd_mm"]["mean_penalised"] for a, b in ((hit, hit), (hit, miss), (miss, miss))]
+    assert summary["asd_mm"]["mean_penalised"] == pytest.approx(np.mean(penalised))

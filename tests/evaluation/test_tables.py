@@ -52,3 +52,13 @@ def test_summary_table_has_a_row_per_output_and_filter():
     assert [row[0] for row in rows] == ["seg", "sdm", "seg"] and len({tuple(row[:2]) for row in rows}) == 3
     assert rows[0][4] == "1.50 ± 0.71 (1 missed)" and rows[1][2] == "90.00 ± 0.00"
     assert summarise(pick(SCORES, "seg", "none"))["asd_vox"]["mean_penalised"] == pytest.approx((2 + 1 + 100) / 3)
+
+
+def test_a_row_for_each_class_below_the_mean():
+    by_class = {"rim": [score("a", 0.9), MISSED], "core": [score("a", 0.7), score("b", 0.5)]}
+    means = [{**score("a", 0.8), "missed_classes": 0, "num_classes": 2}]
+    means += [{**score("b", 0.25), "missed_classes": 1, "num_classes": 2}]
+    *_, mean, rim, core = cells(case_table(means, "seg", "none", by_class))
+    assert mean[0] == "mean ± sd" and mean[1].startswith("52.50") and "(1 missed)" in mean[3]
+    assert rim[:2] == ["rim", "45.00 ± 63.64"] and "(1 missed)" in rim[3]
+    assert core[:2] == ["core", "60.00 ± 14.14"] and "missed" not in core[3]
