@@ -49,6 +49,12 @@ def parse_options(argv: Sequence[str] | None = None) -> tuple[Namespace, list[st
     add("--model_path", action=PathHere, default="model/reproduce", help="folder of the runs")
     add("--out", action=PathHere, default="model/reproduce", help="folder of tables, figures and scores")
     add("--cases", nargs="+", metavar="ID", help="cases of figure2 (default: best, median, worst)")
+    add(
+        "--class",
+        dest="class_name",
+        metavar="NAME",
+        help="class of tables and statistics, of a data folder with several (default: the mean over all)",
+    )
     add("--tables_only", action="store_true", help="write what can be written now, train nothing")
     add(
         "--report",

@@ -215,6 +215,17 @@ def phantom(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def two_classes(tmp_path_factory) -> Path:
+    """The same with the appendage as a class of its own."""
+    from make_phantom import main
+
+    folder = tmp_path_factory.mktemp("two_classes")
+    flags = ["--train", "6", "--test", "2", "--shape", "40", "36", "32", "--classes", "2"]
+    assert main(["--dest", str(folder), "--overwrite", *flags]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
 def raw_scans(tmp_path_factory) -> Path:
     """Scans as a scanner leaves them: images/ (6) and labels/ (4) of int16 and uint8, in three formats and on grids of
     other spacing, position and rotation. The label is 1 below the middle of the body and 2 above.

@@ -293,6 +293,8 @@ def test_paired_compares_what_is_there_and_trains_nothing(reproduce, flags, tmp_
     reproduce("table2", *pair)
     calls, output = reproduce("paired", *pair)
     assert calls == [] and "V-Net 2/0 - M_d only 2/0" in output
+    with pytest.raises(InputError, match="--class valve"):
+        main(["paired", *flags, *pair, "--class", "valve"])
 
 
 def test_the_papers_metrics_stand_on_the_official_lists_alone(reproduce, tmp_path):

@@ -35,6 +35,9 @@ def facts(run: TestedRun) -> dict[str, str]:
         "test list": _text(data.get("test_list")),
         "lists": official,
         "cases of the training": ", ".join(f"{len(names)} {group}" for group, names in trained.items() if names),
+        "classes": ", ".join(
+            f"{one['name']} ({'+'.join(map(str, one['values']))})" for one in content.get("classes", ())
+        ),
         "reported output": f"{output_name(head)} (--head {head}), {FILTER_NAMES[post]}",
         "weights": f"{content['reported'].get('weights', 'last')}, iteration {content['iteration']}",
         "time of the training": _duration(content.get("training_seconds")),

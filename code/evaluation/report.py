@@ -5,10 +5,11 @@ scans. Its parts lie in evaluation/page/; plotly draws the plots, from a copy wi
 """
 
 import base64
+import dataclasses
 import gzip
 import html
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from evaluation.metrics import summarise
 from evaluation.provenance import facts, options, output_name
 from evaluation.statistics import agreement
 from evaluation.surfaces import mesh, sample, signed_surface_distance
-from evaluation.tables import ALL_METRIC_COLUMNS, FILTER_NAMES, columns_of, mean_sd, pick
+from evaluation.tables import ALL_METRIC_COLUMNS, FILTER_NAMES, class_names, columns_of, mean_sd, pick
 from runtime.journal import read_curves
 from utils import files
+from utils.labels import MEAN
 from utils.nifti import axes_are_lps
 from utils.words import counted
 
@@ -49,16 +51,22 @@ def write_report(path: Path, title: str, runs: Sequence[TestedRun], blocks: Sequ
         blocks: texts to show as they are below the summary.
     """
     cases = list(dict.fromkeys(case for run in runs for case in run.reported))
-    agreements = [_agreement(run) for run in runs]
+    views = _views(runs)
     method = {id(run): number for number, group in enumerate(group_seeds(runs)) for run in group}
     data = {
         "metrics": _metrics(runs),
         "runs": [
             {"name": run.name, "method": method[id(run)], **look(index)}
-            | {"curves": _curves(run.folder), "agreement": limits}
-            for index, (run, limits) in enumerate(zip(runs, agreements, strict=True))
+            | {"curves": _curves(run.folder), "agreement": _agreement(run)}
+            for index, run in enumerate(runs)
         ],
-        "cases": [{"id": case, "scores": [_scores(run, case) for run in runs]} for case in cases],
+        "cases": _cases(runs, cases),
+        "classes": [{"name": name, **look(index)} for index, name in enumerate(class_names(runs[0].content))],
+        "view": runs[0].of,
+        "views": {
+            name: {"cases": _cases(of_class, cases), "agreements": [_agreement(run) for run in of_class]}
+            for name, of_class in views.items()
+        },
         "label": {"name": LABEL, "color": LABEL_COLOR},
         "bars": SCALE_BARS_MM,
         "volumes": {case: _volume(case, runs) for case in cases} if all(s.root for s in runs) else None,
@@ -67,11 +75,11 @@ def write_report(path: Path, title: str, runs: Sequence[TestedRun], blocks: Sequ
     parts = {
         "title": html.escape(title),
         "subtitle": html.escape(f"{counted(len(cases), 'case')}; {_lists(runs)}"),
-        "summary": _summary(runs),
+        "summary": _of_each(views, runs, _summary),
         "note": html.escape(comparison_note(runs)),
-        "outputs": _outputs(runs),
+        "outputs": _of_each(views, runs, _outputs),
         "paper": _printed(blocks),
-        "agreement": _agreement_table(runs, agreements),
+        "agreement": _of_each(views, runs, _agreement_table),
         "facts": _side_by_side(runs, [facts(run) for run in runs]),
         "options": _side_by_side(runs, [options(run) for run in runs]),
         "css": (PAGE / "report.css").read_text(encoding="utf-8"),
@@ -85,7 +93,23 @@ def write_report(path: Path, title: str, runs: Sequence[TestedRun], blocks: Sequ
         temporary.write_text(text, encoding="utf-8")
 
 
+def _views(runs: Sequence[TestedRun]) -> dict[str, Sequence[TestedRun]]:
+    """The runs of the mean over classes, and of each class that all of them have; {} for one class."""
+    names = [name for name in runs[0].by_class if all(name in run.by_class for run in runs)]
+    if not names:
+        return {}
+    return {name: [dataclasses.replace(run, of=name) for run in runs] for name in (MEAN, *names)}
+
+
 # --- tables
+
+
+def _of_each(
+    views: Mapping[str, Sequence[TestedRun]], runs: Sequence[TestedRun], table: Callable[[Sequence[TestedRun]], str]
+) -> str:
+    """A table of the runs; with several classes one for each, of which the page shows that of its switch."""
+    parts = (f'<div data-class="{html.escape(name)}">{table(of_class)}</div>' for name, of_class in views.items())
+    return "".join(parts) or table(runs)
 
 
 def _lists(runs: Sequence[TestedRun]) -> str:
@@ -152,11 +176,11 @@ def _agreement(run: TestedRun) -> dict[str, float] | None:
     return {name: _number(value) for name, value in found._asdict().items()}
 
 
-def _agreement_table(runs: Sequence[TestedRun], agreements: Sequence[dict[str, float] | None]) -> str:
+def _agreement_table(runs: Sequence[TestedRun]) -> str:
     """Mean volumes, and prediction minus label with the limits of agreement."""
     rows = []
-    for run, found in zip(runs, agreements, strict=True):
-        if found:
+    for run in runs:
+        if found := _agreement(run):
             means = [np.mean([s[key] for s in run.reported.values()]) for key in ("label_ml", "volume_ml")]
             low, high = ("-" if found[end] is None else f"{found[end]:+.2f}" for end in ("low", "high"))
             rows.append([run.name, *(f"{mean:.2f}" for mean in means), f"{found['mean']:+.2f}", f"{low} to {high}"])
@@ -205,6 +229,10 @@ def _curves(folder: Path) -> dict[str, list[float | None]]:
     return {name: [_number(row.get(name, np.nan)) for row in rows] for name in names}
 
 
+def _cases(runs: Sequence[TestedRun], cases: Sequence[str]) -> list[dict[str, Any]]:
+    return [{"id": case, "scores": [_scores(run, case) for run in runs]} for case in cases]
+
+
 def _scores(run: TestedRun, case: str) -> dict[str, float | None] | None:
     row = run.reported.get(case)
     if row is None:
@@ -220,25 +248,26 @@ def _number(value: float) -> float | None:
 
 
 def _volume(case: str, runs: Sequence[TestedRun]) -> dict[str, Any]:
-    """A scan, its masks and their surfaces, packed; None for a mask that was not written or is on another grid.
+    """A scan, its label maps and their surfaces, packed; None for one that was not written or is on another grid.
 
-    Scan and label are those of the first run that was tested on the case.
+    Scan and label are those of the first run that was tested on the case. Of several classes a surface is a list.
     """
     root = next(run.root for run in runs if case in run.reported)
     image, (spacing, _, direction) = case_files.read_image(root, case), case_files.read_geometry(root, case)
-    label = case_files.read_label(root, case) > 0
-    masks = [label, *(_prediction(run.masks, case, label.shape) for run in runs)]
-    distance = signed_surface_distance(label) if label.any() and not label.all() else np.zeros(label.shape)
+    classes = max(1, len(class_names(runs[0].content)))
+    label = case_files.read_label(root, case, classes)
+    maps = [label, *(_prediction(run.masks, case, label.shape) for run in runs)]
+    surfaces = [_surfaces(maps, number, spacing) for number in range(1, classes + 1)]
     low, high = gray_window(image)
     levels = np.clip((image - low) / (high - low) * (GRAYS - 1), 0, GRAYS - 1).round().astype(np.uint8)
     return {
         "shape": list(image.shape),
         "spacing": [float(size) for size in spacing],
         "anatomical": axes_are_lps(direction),  # else no sides are named
-        "centre": _centre(label),
+        "centre": _centre(label > 0),
         "image": pack(residual(levels)),
-        "masks": [None if mask is None else pack(np.packbits(mask)) for mask in masks],
-        "surfaces": [_surface(mask, distance, spacing) for mask in masks],
+        "masks": [None if found is None else pack(found if classes > 1 else np.packbits(found > 0)) for found in maps],
+        "surfaces": surfaces[0] if classes == 1 else [list(of_map) for of_map in zip(*surfaces, strict=True)],
     }
 
 
@@ -246,8 +275,8 @@ def _prediction(folder: Path | None, case: str, shape: Sequence[int]) -> np.ndar
     path = folder and folder / f"{case}.nii.gz"
     if path is None or not path.exists():
         return None
-    mask = np.asarray(nib.load(path).dataobj) > 0
-    return mask if mask.shape == shape else None
+    found = np.asarray(nib.load(path).dataobj)
+    return found.astype(np.uint8) if found.shape == shape else None
 
 
 def _centre(label: np.ndarray) -> list[int]:
@@ -256,6 +285,14 @@ def _centre(label: np.ndarray) -> list[int]:
         return [length // 2 for length in label.shape]
     others = [tuple({0, 1, 2} - {axis}) for axis in range(3)]
     return [int(label.sum(axis=axes).argmax()) for axes in others]
+
+
+def _surfaces(maps: Sequence[np.ndarray | None], number: int, spacing: Sequence[float]) -> list[dict[str, Any] | None]:
+    """A class in every label map, the label the first, to whose surface the distances are."""
+    masks = [None if found is None else found == number for found in maps]
+    label = masks[0]
+    distance = signed_surface_distance(label) if label.any() and not label.all() else np.zeros(label.shape)
+    return [_surface(mask, distance, spacing) for mask in masks]
 
 
 def _surface(mask: np.ndarray | None, distance: np.ndarray, spacing: Sequence[float]) -> dict[str, Any] | None:

@@ -62,7 +62,8 @@ class Surface(NamedTuple):
 
 def load_case(root: Path, case: str, predictions: Mapping[str, Path], title: str, captions: Mapping[str, str]) -> Case:
     """A case from its scan in `root` and the NIfTI files that test_LA.py wrote."""
-    image, label = case_files.read_image(root, case), case_files.read_label(root, case) > 0
+    image, classes = case_files.read_image(root, case), case_files.read_classes(root, case)
+    label = case_files.read_label(root, case, len(classes)) > 0
     masks = {}
     for name, path in predictions.items():
         try:

@@ -11,12 +11,14 @@ from paper.systems import SYSTEMS
 from runtime import runs
 from utils.errors import InputError
 from utils.files import repository_path
+from utils.labels import MEAN
 
 
-def write_tables_report(jobs: Sequence[Job], tables: Sequence[str], out: Path) -> Path:
+def write_tables_report(jobs: Sequence[Job], tables: Sequence[str], out: Path, of: str = MEAN) -> Path:
     """One page on the stored results of each row's first seed; returns its path.
 
-    With slices and surfaces where scans and predictions are at hand, which are not among the stored results.
+    It opens with the class `of`, and has slices and surfaces where scans and predictions are at hand, which are not
+    among the stored results.
     """
     first = {job.row: job for job in reversed(jobs) if scores_of(job) is not None}
     rows = [first[key] for key in SYSTEMS if key in first]
@@ -27,7 +29,7 @@ def write_tables_report(jobs: Sequence[Job], tables: Sequence[str], out: Path) -
     cases = {score["case"] for job in rows for score in scores_of(job)["cases"]}
     at_hand = root if any(masks) and all(case_path(root, case).exists() for case in cases) else None
     tested = [
-        TestedRun(name, scores_of(job), job.results, folder, at_hand)
+        TestedRun(name, scores_of(job), job.results, folder, at_hand, of)
         for name, job, folder in zip(names, rows, masks, strict=True)
     ]
     title = "Tables of the DTML paper, reproduced"

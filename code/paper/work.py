@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from evaluation.tables import of_class, pick
 from paper.block import has_official_lists
 from paper.figure2 import load_case, write_figure
 from paper.jobs import Job, Scores, plan, read_json, scores_of, systems_of, what_is_left
@@ -23,6 +24,7 @@ from runtime.workers import STOP_SIGNALS
 from utils import files
 from utils.errors import InputError
 from utils.files import repository_path
+from utils.labels import MEAN
 
 CODE = Path(__file__).resolve().parents[1]
 CRITIC_LOSSES = "loss/critic"  # how those of the adversarial methods begin: another player's objective
@@ -48,16 +50,21 @@ def reproduce(options: Namespace, handed_on: Sequence[str]) -> None:
             f"{system.key} (waits for the step times of {' and '.join(system.equal_time)})" for system in waiting
         ]
     out = repository_path(options.out)
-    done = {key: [scores for job in jobs if job.row == key and (scores := scores_of(job))] for key in SYSTEMS}
+    name = options.class_name or MEAN
+    done = {
+        key: [of_class(scores, name) for job in jobs if job.row == key and (scores := scores_of(job))]
+        for key in SYSTEMS
+    }
+    given = [*handed_on, *(["--class", name] if name != MEAN else [])]
     if options.target == "paired":
         print(compare(options.only, done, out))
     official, tables = all(has_official_lists(job.options) for job in jobs), []
     for table in (table for table in TABLES if options.target in (table, "all")):
         rows = {key: done[key] for key in TABLES[table]}
-        tables.append(write_table(table, rows, out, shlex.join(handed_on), official))
+        tables.append(write_table(table, rows, out, shlex.join(given), official))
         print(tables[-1])
     if options.report and tables:
-        print(f"report: {write_tables_report(jobs, tables, out)}")
+        print(f"report: {write_tables_report(jobs, tables, out, name)}")
     if options.target in ("curves", "all"):
         draw_curves(jobs, out)
     if failed:
@@ -205,9 +212,9 @@ def draw_figure(options: Namespace, jobs: Sequence[Job], out: Path) -> None:
 
 
 def reported_scores(scores: Scores) -> dict[str, dict]:
-    """Case id -> scores of the prediction that was written."""
+    """Case id -> scores of the prediction that was written, of several classes their mean."""
     kind = scores["reported"]["head"], scores["reported"]["post"]
-    return {case["case"]: case for case in scores["cases"] if (case["head"], case["post"]) == kind}
+    return {case["case"]: case for case in pick(of_class(scores)["cases"], *kind)}
 
 
 def choose_cases(asked: Sequence[str] | None, scores: dict[str, dict]) -> dict[str, str]:

@@ -126,4 +126,4 @@ def test_classes_that_differ_are_said_and_a_foreign_one_is_refused(make_class_sc
     assert tested("b", DICE[1]).by_class == {}
     for run in (several, tested("b", DICE[1])):
         with pytest.raises(InputError, match="--class valve"):
-            dataclasses.replace(run, of="valve").scores
+            comparison_rows([dataclasses.replace(run, of="valve")])

@@ -42,3 +42,9 @@ def test_facts_are_words():
 
 def test_scores_of_an_older_version_lack_some_facts():
     assert facts(a_run())["data folder"] == facts(a_run())["code of the test"] == facts(a_run())["lists"] == ""
+
+
+def test_classes_are_named_where_there_are_several():
+    classes = [{"name": "rim", "values": [1]}, {"name": "core", "values": [2, 4]}]
+    assert facts(a_run(classes=classes))["classes"] == "rim (1), core (2+4)"
+    assert facts(a_run())["classes"] == ""

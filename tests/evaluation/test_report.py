@@ -16,9 +16,10 @@ import pytest
 
 from dataloaders import case_files
 from evaluation.comparison import TestedRun, comparison_rows
-from evaluation.metrics import evaluate
+from evaluation.metrics import class_mean, evaluate
 from evaluation.report import GRAYS, pack, write_report
 from runtime import runs
+from utils.labels import MEAN
 from utils.nifti import write_nifti
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -27,22 +28,33 @@ FLAGS += "--disable-background-networking --no-first-run --window-size=1400,1000
 VISIT = Path(__file__).with_name("visit.js")  # what a visitor does
 
 
-def make_run(name: str, root, folder, cases, shift: int) -> TestedRun:
+def make_run(name: str, root, folder, cases, shift: int, classes=()) -> TestedRun:
     """A tested run: the label moved by some voxels as its prediction; `shift` 0 predicts nothing in the last case."""
     rows = []
     for case in cases:
-        label = case_files.read_label(root, case)
+        label = case_files.read_label(root, case, max(1, len(classes)))
         mask = np.roll(label, shift, axis=0)
         if shift == 0 and case == cases[-1]:
             mask = np.zeros_like(mask)
         (folder / runs.PREDICTIONS).mkdir(parents=True, exist_ok=True)
         write_nifti(folder / runs.PREDICTIONS / f"{case}.nii.gz", mask, (1.0, 1.0, 1.0))
-        scores = evaluate(mask, label, (1.0, 1.0, 1.0))
-        values = {key: None if np.isnan(value) else value for key, value in scores.items()}
-        rows.append({"case": case, "head": "seg", "post": "none", **values})
+        numbers = range(1, 1 + max(1, len(classes)))
+        scores = [evaluate(mask == number, label == number, (1.0, 1.0, 1.0)) for number in numbers]
+        if classes:
+            scores = [
+                {"class": one, **s} for one, s in zip((*classes, MEAN), (*scores, class_mean(scores)), strict=True)
+            ]
+        for values in scores:
+            values = {key: None if value != value else value for key, value in values.items()}  # NaN is null
+            rows.append({"case": case, "head": "seg", "post": "none", **values})
     (folder / runs.CURVES).write_text("iteration,loss/seg\n10,0.5\n20,\n30,0.1\n")
     reported = {"head": "seg", "post": "none"}
     scores = {"reported": reported, "iteration": 30, "options": {"preset": "cpu"}, "cases": rows}
+    scores |= (
+        {"classes": [{"name": one, "values": [1]} for one in classes], "class_summary": dict.fromkeys(classes)}
+        if classes
+        else {}
+    )
     return TestedRun(name, scores, folder, folder / runs.PREDICTIONS, root)
 
 
@@ -164,6 +176,33 @@ def test_each_run_is_read_from_its_own_folder(phantom, tmp_path):
     assert label.sum() == case_files.read_label(phantom, cases[1]).sum()
 
 
+@pytest.fixture
+def class_page(two_classes, tmp_path):
+    """A report on two runs with two classes."""
+    cases, names = case_files.read_list(two_classes / "test.list", ""), ("atrium", "appendage")
+    tested = [make_run(f"r{shift}", two_classes, tmp_path / str(shift), cases, shift, names) for shift in (1, 0)]
+    write_report(tmp_path / runs.REPORT, "classes", tested)
+    return tmp_path / runs.REPORT, cases, tested
+
+
+def test_every_class_has_its_tables_scores_and_surfaces(class_page, two_classes):
+    path, cases, tested = class_page
+    data, text = carried(path), html.unescape(path.read_text())
+    assert [one["name"] for one in data["classes"]] == ["atrium", "appendage"] and data["view"] == MEAN
+    assert data["cases"] == data["views"][MEAN]["cases"]
+    for name, view in data["views"].items():
+        own = [dataclasses.replace(run, of=name) for run in tested]
+        assert view["cases"][0]["scores"][0]["dice"] == own[0].reported[cases[0]]["dice"]
+        assert all(cell in text for row in comparison_rows(own)[1] for cell in row[2:])
+    assert view["cases"][1]["scores"][1]["dice"] == 0 and text.count('data-class="appendage"') == 3
+    stored = data["volumes"][cases[0]]
+    label = case_files.read_label(two_classes, cases[0], 2)
+    packed = np.frombuffer(gzip.decompress(base64.b64decode(stored["masks"][0])), np.uint8)
+    np.testing.assert_array_equal(packed.reshape(label.shape), label)
+    assert all(len(of_map) == 2 and all(of_map) for of_map in stored["surfaces"])
+    assert data["volumes"][cases[1]]["surfaces"][2] == [None, None]
+
+
 def test_equal_arrays_pack_to_equal_text():
     assert pack(np.arange(1000)) == pack(np.arange(1000))
 
@@ -225,6 +264,19 @@ def test_a_browser_shows_it(page, phantom, tmp_path):
     assert [len(set(shown)) for shown in result["colors"]] == [1, 1] and result["colors"][0][0] != result["colors"][1][
         0
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_browser_switches_the_class(class_page, tmp_path):
+    path, cases, tested = class_page
+    result = visit(path, tmp_path)["classes"]
+    assert list(result) == [MEAN, "atrium", "appendage"]
+    assert [one["tables"] for one in result.values()] == [[name] * 3 for name in result]
+    assert [one["surfaces"] for one in result.values()] == [4, 2, 2]
+    assert len({one["plane"] for one in result.values()}) == 3  # contours of both, of one, of the other
+    expected = [dataclasses.replace(tested[0], of=name).reported[cases[0]]["dice"] for name in result]
+    assert [one["dice"] for one in result.values()] == expected
 
 
 @pytest.mark.slow

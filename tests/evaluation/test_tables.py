@@ -3,7 +3,7 @@ import math
 import pytest
 
 from evaluation.metrics import summarise
-from evaluation.tables import case_table, metric_text, pick, summary_table, text_table
+from evaluation.tables import case_table, class_names, metric_text, of_class, pick, summary_table, text_table
 
 
 def score(case, dice, asd=2.0, head="seg", post="none"):
@@ -62,3 +62,16 @@ def test_a_row_for_each_class_below_the_mean():
     assert mean[0] == "mean ± sd" and mean[1].startswith("52.50") and "(1 missed)" in mean[3]
     assert rim[:2] == ["rim", "45.00 ± 63.64"] and "(1 missed)" in rim[3]
     assert core[:2] == ["core", "60.00 ± 14.14"] and "missed" not in core[3]
+
+
+def test_a_class_of_several_as_if_it_were_the_only_one(make_scores, make_class_scores):
+    rim, core = {"a": 0.9, "b": None}, {"a": 0.7, "b": 0.5}
+    content = make_class_scores({"rim": rim, "core": core})
+    alone = make_scores(rim)
+    found = of_class(content, "rim")
+    assert found["summary"] == alone["summary"] and class_names(content) == ["rim", "core"]
+    assert [{k: v for k, v in score.items() if k != "class"} for score in found["cases"]] == alone["cases"]
+    mean = of_class(content)
+    assert mean["summary"]["seg/none"]["dice"]["mean"] == pytest.approx((0.8 + 0.25) / 2)
+    assert mean["summary"]["seg/none"]["asd_vox"]["missed"] == 1
+    assert of_class(alone)["cases"] == alone["cases"] and class_names(alone) == []

@@ -58,6 +58,13 @@ async function visit() {
   await Plotly.relayout("surfaces", { "scene.camera": { eye: { x: 0, y: 2, z: 0 } } }); await wait(200);
   result.followed = eyes()[1];
   result.colors = [0, 1].map(colors);
+  result.classes = {};
+  set("slice-2", view.masks[0].indexOf(2) % view.shape[2], "input"); // where there are two classes, a slice with the second
+  for (const name of report.classes.length ? Object.keys(report.views) : []) {
+    set("class", name, "change"); await wait(1500);
+    const tables = [...document.querySelectorAll("[data-class]:not([hidden])")].map((part) => part.dataset.class);
+    result.classes[name] = { tables, surfaces: byName("surfaces").data.length, plane: pixels(), dice: report.cases[0].scores[0].dice };
+  }
   const canvas = document.querySelector("#surfaces canvas");
   return { ...result, failures, surface: canvas !== null && canvas.width > 0, boxes: byName("boxes").querySelectorAll(".main-svg").length,
     differences: byName("differences").children.length, requests: performance.getEntriesByType("resource").map((entry) => entry.name).filter((name) => name !== ADDRESS) };

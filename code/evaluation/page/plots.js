@@ -4,7 +4,10 @@ const FONT = { family: "system-ui, 'Segoe UI', Roboto, sans-serif", size: 13 };
 const titled = (text) => ({ text, x: 0.01, xref: "container", font: { size: 14 } });
 const DARK = matchMedia("(prefers-color-scheme: dark)");
 const COLORS = { light: { ink: "#1c2733", grid: "#dfe4e9" }, dark: { ink: "#e3e8ed", grid: "#3a4652" } };
-const rooms = (parent, count) => Array.from({ length: count }, () => byId(parent).appendChild(document.createElement("div"))); // all before the first plot: they share the width
+const rooms = (parent, count) => {
+  byId(parent).replaceChildren(...Array.from({ length: count }, () => document.createElement("div")));
+  return [...byId(parent).children];
+}; // all before the first plot: they share the width
 
 // What all plots share, for the screen as the reader has set it; paper is always light.
 function theme(name = DARK.matches ? "dark" : "light") {

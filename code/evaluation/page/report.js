@@ -8,6 +8,25 @@ const plotted = report.metrics.filter((metric) => metric.plotted);
 const swatch = (look) => `<span class="swatch" style="border-color:${look.color};border-top-style:${{ dash: "dashed", dot: "dotted" }[look.dash] ?? "solid"}"></span>`;
 const several = report.runs.length > 1;
 
+// --- classes, where there are several: all of the page is of one of them, or of the mean over all
+
+const { classes } = report;
+
+function showClass(name) {
+  report.view = name;
+  report.cases = report.views[name].cases;
+  report.runs.forEach((run, index) => { run.agreement = report.views[name].agreements[index]; });
+  document.querySelectorAll("[data-class]").forEach((part) => { part.hidden = part.dataset.class !== name; });
+}
+
+function listenToClasses() {
+  byId("class-choice").hidden = false;
+  byId("class").innerHTML = Object.keys(report.views).map((name) => `<option${name === report.view ? " selected" : ""}>${safe(name)}</option>`).join("");
+  byId("class").addEventListener("change", (event) => { showClass(event.target.value); drawScores(); if (report.volumes) drawMasks(); });
+  byId("class-legend").innerHTML = classes.map((one) => `<span>${swatch({ color: one.color })} ${safe(one.name)}</span>`).join("");
+  showClass(report.view);
+}
+
 // --- per-case table
 
 const table = { metric: report.metrics[0], column: 0, worstFirst: true }; // column null: by case

@@ -7,7 +7,16 @@ const PLANES = {
 const AT_FIRST = { window: 64, level: 32, opacity: 30 }; // the whole range of the stored scan; percent, of what is filled
 const GAPS = [0, 0.25, 0.42]; // at both ends of each edge of a voxel: a solid, a dashed and a dotted outline
 const DASHES = ["solid", "dash", "dot"]; // what the swatches of these outlines look like
+// With one class a colour is a mask and a line its method; with several a colour is a class and a line its mask.
 const masks = [{ ...report.label, line: 0 }, ...report.runs.map((run) => ({ ...run, line: run.method % GAPS.length }))];
+if (classes.length) masks.forEach((mask, which) => Object.assign(mask, { color: "currentColor", line: which && 1 + ((which - 1) % (GAPS.length - 1)) }));
+// Numbers in the label maps of the classes that are shown.
+function numbers() {
+  const every = classes.length ? classes.map((_, index) => index + 1) : [1];
+  const one = classes.findIndex(({ name }) => name === report.view);
+  return one < 0 ? every : [one + 1];
+}
+const colorOf = (which, number) => (classes.length ? classes[number - 1].color : masks[which].color);
 const firstSeed = (method) => 1 + report.runs.findIndex((run) => run.method === method);
 // At first: the label and a run of each of two methods; more would hide the scan.
 const view = { id: null, at: [0, 0, 0], shown: new Set([0, firstSeed(0), firstSeed(1)]), filled: new Set([0]), loading: 0 };
@@ -39,16 +48,14 @@ async function openCase(id) {
   const stored = report.volumes[id];
   const length = stored.shape.reduce((a, b) => a * b);
   const image = restore(await unpack(stored.image), stored.shape);
-  const opened = await Promise.all(stored.masks.map(async (text) => (text === null ? null : bits(await unpack(text), length))));
+  const opened = await Promise.all(stored.masks.map(async (text) => (text === null ? null : classes.length ? unpack(text) : bits(await unpack(text), length))));
   if (ticket !== view.loading) return; // another case was asked for meanwhile
   Object.assign(view, { id, image, masks: opened, stored, shape: stored.shape, spacing: stored.spacing, at: [...stored.centre] });
   byId("case").value = id;
   byId("case-name").textContent = id;
   markOpen(id);
   layOut();
-  writeScores();
-  drawSlices();
-  await drawSurfaces();
+  await drawMasks();
 }
 
 // One scale for the three planes, as in a viewer with panes: their widths share the row in proportion to their mm.
@@ -102,8 +109,9 @@ function drawPlane(normal) {
   const plane = geometry(normal);
   drawScan(context, plane);
   const shown = [...masks.keys()].filter((which) => view.masks[which] && view.shown.has(which));
-  for (const which of shown) if (view.filled.has(which)) drawFill(context, plane, view.masks[which], masks[which].color);
-  for (const which of shown) drawContour(context, plane, view.masks[which], masks[which], which === 0 ? 3 : 2);
+  const parts = (which) => numbers().map((number) => ({ mask: view.masks[which], number, color: colorOf(which, number), line: masks[which].line }));
+  for (const which of shown) if (view.filled.has(which)) for (const part of parts(which)) drawFill(context, plane, part);
+  for (const which of shown) for (const part of parts(which)) drawContour(context, plane, part, which === 0 ? 3 : 2);
   writeSides(context, PLANES[normal]);
   drawBar(context, view.shape[PLANES[normal].across] * view.spacing[PLANES[normal].across]);
   byId(`slice-${normal}`).value = view.at[normal];
@@ -124,11 +132,11 @@ function drawScan(context, { columns, rows, index }) {
   context.drawImage(source, 0, 0, context.canvas.width, context.canvas.height);
 }
 
-function drawFill(context, { columns, rows, index }, mask, color) {
+function drawFill(context, { columns, rows, index }, { mask, number, color }) {
   const [dx, dy] = [context.canvas.width / columns, context.canvas.height / rows];
   const path = new Path2D();
   for (let r = 0; r < rows; r++) for (let c = 0, from = null; c <= columns; c++) {
-    const here = c < columns && mask[index(c, r)] === 1;
+    const here = c < columns && mask[index(c, r)] === number;
     if (here && from === null) from = c;
     if (!here && from !== null) { path.rect(from * dx, r * dy, (c - from) * dx, dy); from = null; }
   }
@@ -137,9 +145,9 @@ function drawFill(context, { columns, rows, index }, mask, color) {
   context.globalAlpha = 1;
 }
 
-function drawContour(context, { columns, rows, index }, mask, { color, line }, width) {
+function drawContour(context, { columns, rows, index }, { mask, number, color, line }, width) {
   const [dx, dy] = [context.canvas.width / columns, context.canvas.height / rows];
-  const inside = (c, r) => c >= 0 && r >= 0 && c < columns && r < rows && mask[index(c, r)] === 1;
+  const inside = (c, r) => c >= 0 && r >= 0 && c < columns && r < rows && mask[index(c, r)] === number;
   const path = new Path2D();
   for (let r = 0; r <= rows; r++) for (let c = 0; c <= columns; c++) {
     const here = inside(c, r);

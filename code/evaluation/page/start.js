@@ -18,12 +18,24 @@ addEventListener("afterprint", () => {
 });
 DARK.addEventListener("change", () => { for (const plot of plots()) Plotly.relayout(plot, { template: theme() }); });
 
+// What the switch of the class changes.
+function drawScores() {
+  drawTable();
+  drawBoxes();
+  drawDifferences();
+  drawAgreement();
+}
+
+async function drawMasks() {
+  writeScores();
+  drawSlices();
+  await drawSurfaces();
+}
+
 listenToTable();
 if (several) chooseMetric();
-drawTable();
-drawBoxes();
-drawDifferences();
-drawAgreement();
+if (classes.length) listenToClasses();
+drawScores();
 drawCurves();
 if (report.volumes) {
   byId("viewer").hidden = false;

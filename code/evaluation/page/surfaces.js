@@ -13,6 +13,15 @@ async function openSurface(stored) {
     distance: Float32Array.from(new Int16Array(distance.buffer), (n) => n * vox) };
 }
 
+// Of the classes that are shown, those that a label map has.
+async function openClasses(stored, which) {
+  const surfaces = await Promise.all(numbers().map(async (number) => {
+    const part = classes.length ? stored[number - 1] : stored;
+    return part && { ...(await openSurface(part)), color: colorOf(which, number), name: classes[number - 1]?.name ?? "label" };
+  }));
+  return surfaces.filter(Boolean);
+}
+
 const every = (array, offset) => array.filter((_, index) => index % 3 === offset);
 
 function meshTrace({ points, faces }, look) {
@@ -42,20 +51,22 @@ function sceneLayout(ranges, domain) {
 
 async function drawSurfaces() {
   const which = Number(byId("surface").value);
-  const { id, stored } = view;
-  const [label, mask] = await Promise.all([0, which].map((number) => stored.surfaces[number] && openSurface(stored.surfaces[number])));
-  if (id !== view.id || which !== Number(byId("surface").value)) return; // another one was asked for meanwhile
-  const [traces, shape] = [[], narrow() ? "tall" : "wide"];
-  if (label) traces.push(meshTrace(label, { scene: "scene", color: report.label.color, hoverinfo: "name", name: "label" }));
-  if (mask) traces.push(meshTrace(mask, { scene: "scene2", intensity: mask.distance, cmin: -ERROR_VOX, cmax: ERROR_VOX, colorscale: RED_OUTSIDE,
-    colorbar: { title: { text: "distance to the<br>label [voxel]", side: "top" }, thickness: 16, ...BARS[shape] }, hovertemplate: "%{intensity:.1f} voxels<extra></extra>" }));
-  const ranges = boxAround([label, mask].filter(Boolean));
+  const [{ id, stored }, shown] = [view, report.view];
+  const opened = await Promise.all([0, which].map((number) => openClasses(stored.surfaces[number], number)));
+  if (id !== view.id || which !== Number(byId("surface").value) || shown !== report.view) return; // another one was asked for meanwhile
+  const [[label, mask], shape] = [opened, narrow() ? "tall" : "wide"];
+  const plain = ({ color, name }) => ({ color, name, hoverinfo: "name" });
+  const byDistance = ({ distance }) => ({ intensity: distance, cmin: -ERROR_VOX, cmax: ERROR_VOX, colorscale: RED_OUTSIDE,
+    colorbar: { title: { text: "distance to the<br>label [voxel]", side: "top" }, thickness: 16, ...BARS[shape] }, hovertemplate: "%{intensity:.1f} voxels<extra></extra>" });
+  const traces = label.map((surface) => meshTrace(surface, { scene: "scene", ...plain(surface) }));
+  traces.push(...mask.map((surface) => meshTrace(surface, { scene: "scene2", ...(numbers().length > 1 ? plain : byDistance)(surface) })));
+  const ranges = boxAround([...label, ...mask]);
   const nothing = stored.masks[which] === null ? "no mask" : "empty: missed";
   const [first, second] = DOMAINS[shape];
   const name = (text, { x, y = [0, 1] }) => ({ text, x: (x[0] + x[1]) / 2, y: y[1], yanchor: "bottom", xref: "paper", yref: "paper", showarrow: false, font: { size: 14 } });
   await plot("surfaces", traces, { height: shape === "tall" ? 760 : 460, margin: { l: 0, r: 0, t: 40, b: 0 },
     scene: sceneLayout(ranges, first), scene2: sceneLayout(ranges, second),
-    annotations: [name(`label${label ? "" : " (empty)"}`, first), name(safe(masks[which].name) + (mask ? "" : ` (${nothing})`), second)] });
+    annotations: [name(`label${label.length ? "" : " (empty)"}`, first), name(safe(masks[which].name) + (mask.length ? "" : ` (${nothing})`), second)] });
   listenToCamera();
   start();
 }
