@@ -198,7 +198,7 @@ class Engine:
     def check_losses(self) -> None:
         """Raise an `InputError` for the first loss since the last call that is not finite.
 
-        Here alone the CPU waits for a GPU; a step only gives it work, but for that of fp16, which looks for overflows.
+        Reading them waits for a GPU; a step only gives it work, but for that of fp16, which looks for overflows.
         """
         unread, self._unread = self._unread, []
         losses = [loss for *_, losses in unread for loss in losses.values()]

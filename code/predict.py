@@ -75,7 +75,10 @@ def make_parser() -> Parser:
     existing.add_argument("--overwrite", action="store_true", help="write again what --output holds")
     result = parser.add_argument_group("inference")
     flags.add_window_arguments(result, protocol="fast")
-    result.add_argument("--head", help="output of the method to use (default: as in training, or the method's first)")
+    result.add_argument(
+        "--head",
+        help="output to use: seg, sdm, mean or teacher, of those that the method has (default: as in training, or its first)",
+    )
     result.add_argument(
         "--post", choices=("none", "lcc"), default="lcc", help="lcc: the largest connected component alone; none: all"
     )

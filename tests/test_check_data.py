@@ -22,7 +22,7 @@ def rewrite(root, case, key, array):
 
 @pytest.fixture
 def root(tmp_path):
-    """A sound data folder: three training cases, two test cases of 1 labeled voxel in 4."""
+    """A valid data folder: three training cases, two test cases of 1 labeled voxel in 4."""
     for index, case in enumerate(TRAIN + TEST):
         case_path(tmp_path, case).parent.mkdir()
         image = np.zeros((4, 5 + index, 6), np.float32)
@@ -46,7 +46,7 @@ def check(capsys, root, *flags):
     return status, [line for line in output.splitlines() if line.startswith("fault: ")], output
 
 
-def test_sound_folder_and_its_summary(root, capsys):
+def test_valid_folder_and_its_summary(root, capsys):
     status, faults, output = check(capsys, root)
     assert (status, faults) == (0, [])
     assert "3 training cases, 2 test cases" in output

@@ -183,7 +183,7 @@ def test_other_parameters_need_overwrite(tmp_path, change):
     assert json.loads((dest / "phantom.json").read_text()) != json.loads(kept)
 
 
-def test_overwrite_mends_a_damaged_file(tmp_path):
+def test_overwrite_replaces_a_damaged_file(tmp_path):
     flags = ["--dest", str(tmp_path), *SMALL]
     main(flags)
     (tmp_path / "phantom_000" / "mri_norm2.h5").write_bytes(b"")

@@ -284,7 +284,7 @@ def test_another_engine_gives_the_same_maps(make_run, tmp_path):
         run(folder, scan, torchs, *flags, "--engine", "openvino", "--resume")
 
 
-def test_window_settings_by_hand_before_protocol_before_run(make_run, tmp_path):
+def test_given_window_settings_before_protocol_before_run(make_run, tmp_path):
     folder = make_run("a", "--patch_size", "48", "32", "40", "--stride_xy", "7", "--stride_z", "5")
 
     def windows(*argv: str) -> tuple:

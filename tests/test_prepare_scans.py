@@ -225,7 +225,7 @@ def test_a_broken_scan_is_reported_and_left_out(command, raw, tmp_path, capsys):
     assert "scan1" not in sum(lists_in(tmp_path / "out").values(), [])
 
 
-def test_nothing_sound_is_an_error_too(command, raw, tmp_path, capsys):
+def test_no_valid_scan_is_an_error_too(command, raw, tmp_path, capsys):
     for path in (raw / "labels").iterdir():
         path.write_text("junk")
     assert prepare_scans.main(command()) == 1

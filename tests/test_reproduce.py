@@ -38,7 +38,7 @@ def flags(phantom, tmp_path) -> list[str]:
 
 
 class Calls(list):
-    """(script, run) of every call; trainings of the runs in `fail` fail."""
+    """(script, run) of every call; training of the runs in `fail` fail."""
 
     def __init__(self):
         super().__init__()

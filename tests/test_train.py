@@ -1,4 +1,4 @@
-"""The command lines of a training, from flags to files: resume, signals, kill, bad input."""
+"""The command lines of a training run, from flags to files: resume, signals, kill, bad input."""
 
 import csv
 import json

@@ -41,6 +41,11 @@ class OpenVINOMethod(nn.Module):
         self._models: dict[tuple, tuple[Any, Any]] = {}  # by call and size: a model for any batch, names of its outputs
         self._compiled: dict[tuple, Any] = {}  # by the same and the batch, which is faster than free ones
 
+    @property
+    def exclusive(self) -> bool:
+        """As `Method.exclusive`."""
+        return self.method.exclusive
+
     def predict(self, image: Tensor, outputs: Iterable[str] | None = None) -> dict[str, Tensor]:
         """As `Method.predict`."""
         return self._run("predict", image, tuple(outputs or self.outputs))

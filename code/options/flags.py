@@ -1,4 +1,4 @@
-"""Every shared flag in titled groups: the only home of their defaults, which are the paper's."""
+"""Every shared flag in titled groups; defaults are the paper's, which presets and methods change."""
 
 import argparse
 from argparse import ArgumentParser, Namespace
@@ -311,7 +311,10 @@ def add_inference_options(parser: ArgumentParser, protocol: str | None = None) -
     """The sliding window, with --protocol where it has a default, and what is scored."""
     group = parser.add_argument_group("inference")
     add_window_arguments(group, protocol)
-    group.add_argument("--head", help="output to report (default: the method's first); all are scored")
+    group.add_argument(
+        "--head",
+        help="output to report: seg, sdm, mean or teacher, of those that the method has (default: its first); all are scored",
+    )
     group.add_argument(
         "--post",
         choices=("none", "lcc"),

@@ -88,7 +88,7 @@ def begin_loader(worker: int) -> None:
     """What a loader process does first: leave signals to the main process, and end where it cannot hand over a batch.
 
     Ctrl-C, `timeout` and schedulers signal a whole group of processes. Without shared memory a batch would be lost,
-    and the main process wait for it for ever.
+    and the main process would wait for it without end.
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

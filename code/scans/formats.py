@@ -55,7 +55,7 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def in_mm(affine: np.ndarray, unit: float) -> np.ndarray:
-    """An affine in a unit of so many millimetres, in millimetres."""
+    """An affine in millimetres, from one in units of `unit` mm."""
     return np.diag([unit, unit, unit, 1.0]) @ affine
 
 

@@ -29,7 +29,7 @@ def reader(volume):
 
 
 def turn(volume, turns, flip_axis):
-    """The public codes' transform of a whole volume."""
+    """The public implementations' transform of a whole volume."""
     volume = np.rot90(volume, turns)
     return volume if flip_axis is None else np.flip(volume, flip_axis)
 

@@ -250,7 +250,7 @@ def test_label_values_that_are_nearly_whole(tmp_path, image, label):
 
 
 @pytest.mark.parametrize("fill", [0, 1])
-def test_empty_and_full_labels_are_sound(tmp_path, image, fill):
+def test_empty_and_full_labels_are_valid(tmp_path, image, fill):
     write_case(tmp_path, image, np.full(image.shape, fill, bool))
     assert case_files.read_label(tmp_path, CASE).sum() == fill * image.size
 

@@ -241,7 +241,7 @@ def test_the_first_of_equally_large_components_stays():
     assert np.array_equal(largest_component(voxels((9, 1, 1), (1, 1, 9), (1, 9, 1))), voxels((1, 1, 9)))
 
 
-def test_largest_component_equals_the_public_code():
+def test_largest_component_equals_the_public_implementation():
     for seed in range(5):
         mask = blob(seed, 0.15, sigma=1.0)
         labels = sk_label(mask)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from networks.critics import ConfidenceNet, SDMCritic, critic_optimizer
 
 PUBLISHED_SDM_CRITIC = 11_020_290
-# Table of the public code: 2->32 (3^3), 32->64->128->256 (4^3) and back (with batch norm), 32->1 (1^3).
+# Table of the public implementation: 2->32 (3^3), 32->64->128->256 (4^3) and back (with batch norm), 32->1 (1^3).
 DOWN = [(2, 32, 27), (32, 64, 64), (64, 128, 64), (128, 256, 64)]
 UP = [(256, 128, 64), (128, 64, 64), (64, 32, 64)]
 
@@ -88,7 +88,7 @@ def test_the_sdm_critic_drops_features_in_training_only(critic):
 
 
 def test_every_level_of_the_confidence_net_acts(confidence):
-    """In the public code the deepest level has no effect, for its output is never read."""
+    """In the public implementation the deepest level has no effect, for its output is never read."""
     # An even function: batch norm centres each channel, so the plain sum of its output would have no gradient.
     confidence(two_classes(noise(2, 1, 32, 32, 32).sigmoid())).square().sum().backward()
     for name, parameter in confidence.named_parameters():
@@ -124,7 +124,7 @@ def test_logits_are_float32_under_autocast(critic, confidence):
         assert confidence(two_classes(x.sigmoid())).dtype == torch.float32
 
 
-def test_the_optimizer_is_the_public_codes(critic):
+def test_the_optimizer_is_the_public_implementations(critic):
     optimizer = critic_optimizer(critic, 1e-4)
     (group,) = optimizer.param_groups
     assert isinstance(optimizer, torch.optim.Adam)

@@ -100,7 +100,9 @@ def test_passes_run_in_groups_of_at_most_the_batch(volumes, passes, calls):
     mean = mean_over_passes(measure, image, passes, group=4)["x"]
     assert [len(x) for x in seen] == calls
     order = torch.arange(volumes).repeat(calls[0] // volumes)
-    assert torch.equal(seen[0][:, 0, 0, 0, 0].long(), order)  # the volumes in turn, as `repeat` of the public code
+    assert torch.equal(
+        seen[0][:, 0, 0, 0, 0].long(), order
+    )  # the volumes in turn, as `repeat` of the public implementation
     shift = sum((index + 1) * size // volumes for index, size in enumerate(calls)) / passes
     torch.testing.assert_close(mean, image + shift)
 

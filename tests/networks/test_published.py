@@ -43,7 +43,7 @@ def double(width: int) -> Stage:
 
 
 class PublishedVNet(nn.Module):
-    """The V-Net of the public codes, written out stage by stage; `classes` of out_conv and, if any, of out_conv2."""
+    """The V-Net of the public implementations, written out stage by stage; `classes` of out_conv and, if any, of out_conv2."""
 
     def __init__(self, *classes: int, width: int = WIDTH):
         super().__init__()
@@ -77,7 +77,7 @@ class PublishedVNet(nn.Module):
 
 
 def published(*classes: int, width: int = WIDTH, seed: int = 0) -> PublishedVNet:
-    """A published network as after a training: random statistics, scales and shifts in every batch norm."""
+    """A published network as after training: random statistics, scales and shifts in every batch norm."""
     torch.manual_seed(seed)
     network = PublishedVNet(*classes, width=width)
     for module in network.modules():

@@ -63,7 +63,7 @@ def test_the_papers_map_head_has_a_block_before_it(make_network):
 
 
 def test_dtml_has_two_single_head_networks(tiny_options):
-    """The public code's two dual-head networks have 18,897,732; 17 of each are never used."""
+    """The public implementation's two dual-head networks have 18,897,732; 17 of each are never used."""
     from methods import METHODS
 
     assert count(METHODS["dtml"](tiny_options("dtml", "--n_filters", "16"))) == 18_897_732 - 2 * 17

@@ -99,7 +99,7 @@ def test_schedule_lengths_that_are_given_stay():
     hand = ("--lr_step", "7", "--save_every", "3", "--consistency_rampup", "2", "--val_every", "5")
     options = parse("--max_iterations", "600", *hand)
     assert (options.lr_step, options.save_every, options.val_every) == (7, 3, 5)
-    assert options.ramp_iterations == 2 * 150  # the public codes count in units of 150 iterations
+    assert options.ramp_iterations == 2 * 150  # the public implementations count in units of 150 iterations
     assert parse("--consistency_rampup", "40").ramp_iterations == PAPER_ITERATIONS
     assert parse("--consistency_rampup", "0").ramp_iterations == 0
     share = ("--max_iterations", "400", "--rampup_share", "0.375")

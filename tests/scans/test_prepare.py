@@ -198,7 +198,7 @@ def test_every_fault_is_reported_and_the_other_scans_are_prepared(raw, tmp_path)
     lines = report(tmp_path / "out", outcome)
     assert len(lines) == 6 and lines[1].startswith("fault: scan0: ") and lines[-1] == "4 of 6 scans were left out"
     assert set(json.loads((tmp_path / "out" / MANIFEST).read_text())["faults"]) == set(words)
-    run(raw.parent / "raw", tmp_path / "out")  # the faults stay, and so do the sound cases
+    run(raw.parent / "raw", tmp_path / "out")  # the faults stay, and so do the valid cases
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_dice_loss(prob, label, expected):
     assert dice_loss(prob, label).item() == pytest.approx(expected, abs=2e-5)
 
 
-def test_dice_loss_is_smoothed_by_the_public_codes_constant():
+def test_dice_loss_is_smoothed_by_the_public_implementations_constant():
     assert SMOOTH == 1e-5
     expected = 1 - 1e-5 / (1e-4 + 1e-5)  # prob 0.01 on an empty label
     assert dice_loss(voxels([0.01]), voxels([0.0])).item() == pytest.approx(expected, abs=1e-5)

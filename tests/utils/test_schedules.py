@@ -13,12 +13,12 @@ STEPS = Namespace(
 
 def test_stairs_are_the_public_formula_at_every_iteration():
     for iteration in range(6300):
-        epoch = min(iteration // 150, 40)  # the public codes stop at 6000
+        epoch = min(iteration // 150, 40)  # the public implementations stop at 6000
         assert rampup(iteration, 6000, "stairs") == pytest.approx(math.exp(-5 * (1 - epoch / 40) ** 2), rel=1e-12)
 
 
-def test_a_ramp_given_by_hand_has_a_stair_per_unit(tiny_options):
-    """--consistency_rampup 20 --ramp stairs of the public codes: 20 stairs of 150 iterations."""
+def test_a_ramp_of_given_length_has_a_stair_per_unit(tiny_options):
+    """--consistency_rampup 20 --ramp stairs of the public implementations: 20 stairs of 150 iterations."""
     method = METHODS["dtc"](tiny_options("dtc", "--ramp", "stairs", "--consistency_rampup", "20"))
     for iteration in (0, 149, 150, 1500, 2999, 3000):
         expected = math.exp(-5 * (1 - min(iteration // 150, 20) / 20) ** 2)

@@ -19,7 +19,7 @@ def blob(seed: int, share: float = 0.3, sigma: float = 2.0, shape: tuple[int, ..
 
 
 def public_sdm(mask: np.ndarray) -> np.ndarray:
-    """The formula of the public code, in float64, with other libraries; for masks neither empty nor full."""
+    """The formula of the public implementation, in float64, with other libraries; for masks neither empty nor full."""
     inside = ndimage.distance_transform_edt(mask)
     outside = ndimage.distance_transform_edt(~mask)
     sdm = (outside - outside.min()) / (outside.max() - outside.min())
