@@ -125,16 +125,15 @@ def _slices(path: Path, header: pydicom.Dataset) -> Iterator[_Slice]:
         position = get("ImagePositionPatient", "PlanePositionSequence")
         directions = get("ImageOrientationPatient", "PlaneOrientationSequence")
         spacing = get("PixelSpacing", "PixelMeasuresSequence")
+        each = "each frame" if frames > 1 else "its slice"
+        fault = InputError(f"{path} does not state position, orientation and pixel size of {each}; export it again")
         if position is None or directions is None or spacing is None:
-            each = "each frame" if frames > 1 else "its slice"
-            raise InputError(f"{path} does not state position, orientation and pixel size of {each}; export it again")
+            raise fault
         rows, columns = (float(mm) for mm in spacing)
-        axes, position = (
-            np.array(directions, dtype=float).reshape(2, 3) * [[columns], [rows]],
-            np.array(position, float),
-        )
+        axes = np.array(directions, dtype=float).reshape(2, 3) * [[columns], [rows]]
+        position = np.array(position, dtype=float)
         if not (np.isfinite(position).all() and np.isfinite(axes).all() and np.cross(*axes).any()):
-            raise InputError(f"{path} states no usable position, orientation or pixel size; export it again")
+            raise fault
         scale = [get(name, "PixelValueTransformationSequence") for name in ("RescaleSlope", "RescaleIntercept")]
         values = (*map(str, scale), header.get("BitsAllocated"), header.get("PixelRepresentation"))
         thickness = float(get("SliceThickness", "PixelMeasuresSequence") or 0)

@@ -271,12 +271,10 @@ def _voxels_digest(scan: Scan) -> str:
 
 def _read_label(source: RawCase, scan: Scan, recipe: Recipe) -> tuple[np.ndarray, list[int]]:
     """The label of a scan, (W, H, D) uint8 0..C, and the values that its file holds."""
-    if source.label.resolve() == source.image.resolve():
-        raise InputError(f"{source.image} is given as image and as label; correct --labels or the column label")
     label = read_scan(source.label)
     array, off = on_grid_of(scan, label)
     if np.array_equal(array, scan.array):
-        raise InputError(f"{source.label} holds the voxels of its image {source.image}; correct --labels")
+        raise InputError(f"{source.label} holds the voxels of its image; correct --labels or the column label")
     if off > recipe.grid_tolerance:
         raise InputError(_misfit(source, scan, label, off))
     values = np.unique(array)

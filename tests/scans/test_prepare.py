@@ -223,10 +223,11 @@ def pair_of(raw) -> RawCase:
 def test_label_values_that_are_nearly_whole(raw):
     path = raw / "labels" / "scan0.nii.gz"
     expected = prepare.prepare_case(pair_of(raw), PLAIN)[1]
-    edit(path, lambda array, affine: nib.Nifti1Image(array * 1.0000001, affine))
-    _, label, record, _ = prepare.prepare_case(pair_of(raw), PLAIN)
-    np.testing.assert_array_equal(label, expected)
-    assert record["label_values"] == [0, 1, 2]
+    edit(path, lambda array, affine: nib.Nifti1Image(array * 1.0000001 + 1e-7, affine))
+    for foreground in (None, (1, 2)):
+        _, label, record, _ = prepare.prepare_case(pair_of(raw), Recipe(Preprocessing(), {}, foreground))
+        np.testing.assert_array_equal(label, expected)
+        assert record["label_values"] == [0, 1, 2]
 
 
 def test_a_label_that_lies_apart_is_accepted_by_a_flag(raw):
