@@ -23,7 +23,7 @@ import h5py
 import numpy as np
 
 from utils.errors import InputError
-from utils.files import atomic, writing
+from utils.files import atomic, is_utf8, writing
 from utils.labels import MOST_CLASSES, ONE_CLASS, LabelClass
 from utils.nifti import VOXEL_MM
 from utils.words import counted
@@ -81,7 +81,8 @@ def scan_list(path: Path, flag: str) -> tuple[list[str], list[str]]:
 
 def is_name(case: str) -> bool:
     """Whether a case id is the name of a folder, not a path that may leave the data folder or spell another id."""
-    return [case] == case.strip().splitlines() and not case.startswith(".") and not set(case) & set("/\\")
+    plain = [case] == case.strip().splitlines() and not case.startswith(".") and not set(case) & set("/\\\0")
+    return plain and is_utf8(case)
 
 
 def write_list(path: Path, cases: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 
+from scans.formats import itk_name
 from utils.errors import InputError
 from utils.nifti import RAS_FROM_LPS
 
@@ -182,10 +183,10 @@ def _voxels(folder: Path, slices: list[_Slice]) -> np.ndarray:
     if len(files) < len(slices) and not (one_kind and len(files) == 1):
         raise InputError(f"the frames in {folder} differ in rescaling, or stand in several files; export single slices")
     if len(files) == 1:
-        volume = sitk.GetArrayFromImage(sitk.ReadImage(str(files[0])))[[one.frame for one in slices]]
+        volume = sitk.GetArrayFromImage(sitk.ReadImage(itk_name(files[0])))[[one.frame for one in slices]]
     elif one_kind:
-        volume = sitk.GetArrayFromImage(sitk.ReadImage([str(file) for file in files]))
+        volume = sitk.GetArrayFromImage(sitk.ReadImage([itk_name(file) for file in files]))
     else:
-        parts = [sitk.GetArrayFromImage(sitk.ReadImage(str(file), sitk.sitkFloat64)) for file in files]
+        parts = [sitk.GetArrayFromImage(sitk.ReadImage(itk_name(file), sitk.sitkFloat64)) for file in files]
         volume = np.concatenate(parts).astype(np.float32)
     return np.ascontiguousarray(np.moveaxis(volume, (0, 1, 2), (2, 1, 0)))

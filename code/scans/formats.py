@@ -18,6 +18,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from utils.errors import InputError
+from utils.files import is_utf8
 from utils.nifti import affine_ras
 
 METAIMAGE, NRRD = (".mha", ".mhd"), (".nrrd", ".nhdr")
@@ -65,6 +66,14 @@ def _unit(names: list[str], path: Path) -> float:
     if len(sizes) > 1 or None in sizes:
         raise InputError(f"{path} states its geometry in {', '.join(dict.fromkeys(names))}; export it again in mm")
     return sizes.pop()
+
+
+def itk_name(path: Path) -> str:
+    """The name for ITK, whose bindings end the whole process at one that is not UTF-8: here that is an `InputError`."""
+    name = str(path)
+    if not is_utf8(name):
+        raise InputError(f"{path} has a name in another encoding than UTF-8; rename it")
+    return name
 
 
 def _require_length(path: Path, held: int, stated: int) -> None:
@@ -125,13 +134,13 @@ def _qform(header: nib.Nifti1Header, unit: float) -> tuple[np.ndarray, ...]:
 def _itk_reading(path: Path) -> tuple[np.ndarray, ...]:
     """The affine that ITK, and with it 3D Slicer and ITK-SNAP, reads from a NIfTI header; () where it reads none."""
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
     try:
+        reader.SetFileName(itk_name(path))
         reader.ReadImageInformation()
         parts = [np.array(part) for part in (reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())]
         size = reader.GetDimension()
         return (affine_ras(parts[0][:3], parts[1][:3], parts[2].reshape(size, size)[:3, :3]),)
-    except (RuntimeError, ValueError):
+    except (RuntimeError, ValueError, InputError):
         return ()
 
 
@@ -146,7 +155,7 @@ def read_itk(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     if missing := next((file for file in files if not file.is_file()), None):
         raise InputError(f"{path} has its voxels in {missing}, which is missing; copy that file, too")
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
+    reader.SetFileName(itk_name(path))
     reader.SetImageIO("MetaImageIO" if path.suffix.lower() in METAIMAGE else "NrrdImageIO")  # ITK takes .MHA for none
     reader.ReadImageInformation()
     if (held := _length(header, rest, files)) is not None:

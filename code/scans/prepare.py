@@ -288,6 +288,10 @@ def _read_label(source: RawCase, scan: Scan, recipe: Recipe) -> tuple[np.ndarray
     if not chosen and len(values) > MOST_VALUES:
         raise InputError(f"{source.label} holds {len(values)} values, as an image does; give a label, or --foreground")
     named = {value for one in classes for value in one.values}
+    if not chosen and values.min() < 0:  # of what stands for the background, or a distance map
+        raise InputError(
+            f"{source.label} holds negative values ({values.min():g}, …); name the foreground's with --foreground"
+        )
     foreign = [value for value in values.tolist() if value not in {0, *named, *recipe.ignored}]
     if recipe.classes and foreign:
         some = ",".join(f"{value:g}" for value in foreign[:MOST_VALUES])

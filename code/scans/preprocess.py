@@ -93,16 +93,17 @@ class Preprocessing:
                 f"the scan is NaN or infinite in {counted(bad, 'voxel')}; --fill_nan 0 of prepare_scans.py and "
                 "predict.py replaces these"
             )
-        if (most := max(abs(float(array.min())), abs(float(array.max())))) > FLOAT32_MAX:
+        low, high = float(array.min()), float(array.max())
+        if (most := max(abs(low), abs(high))) > FLOAT32_MAX:
             raise InputError(f"the scan has values up to {most:g}, beyond float32; export it again")
         if self.normalise == "none":
             return array.astype(np.float32)
         if self.normalise == "zscore":
             shift, width = array.mean(dtype=np.float64), array.std(dtype=np.float64)
         else:
-            shift, high = np.percentile(array, self.percentiles)
-            array, width = np.clip(array, shift, high), high - shift
-        if not width > 0:
+            shift, top = np.percentile(array, self.percentiles)
+            array, width = np.clip(array, shift, top), top - shift
+        if low == high or not width > 0:  # a standard deviation of equal numbers may miss 0 by rounding
             raise InputError(f"the scan is constant: its {self.normalise} width is {width:g}; leave it out")
         return ((array - shift) / width).astype(np.float32)
 

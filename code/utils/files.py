@@ -38,6 +38,15 @@ def shown(path: Path) -> str:
     return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
+def is_utf8(name: str) -> bool:
+    """Whether a name from the file system can be written to a text file: bytes of other encodings cannot."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def writing(path: Path, flag: str = "--model_path") -> Iterator[None]:
     """Whatever keeps `path` from being written becomes an `InputError` that names it, and the flag of its place."""

@@ -275,6 +275,16 @@ def test_an_id_is_a_name(tmp_path, case):
     the_fault(lambda: read_list(tmp_path / "train.list", "--train_list"), case, "--train_list")
 
 
+@pytest.mark.parametrize("case", ["A1", "M\xfcller", "a b", "a,b"])
+def test_names_that_are_ids(case):
+    assert case_files.is_name(case)
+
+
+@pytest.mark.parametrize("case", ["", "a\nb", " a", "a\0", "lat\udce9in"])  # the last: bytes that are not UTF-8
+def test_names_that_no_list_can_hold(case):
+    assert not case_files.is_name(case)
+
+
 def test_same_scans(tmp_path, image, label):
     for case, voxels in (("a", image), ("b", image + 1), ("c", image), ("d", image[1:])):
         case_files.write_case(tmp_path, case, voxels, None, {})

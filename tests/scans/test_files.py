@@ -233,6 +233,18 @@ def test_accents_are_one_character_in_an_id(tmp_path):
         (tmp_path / name).rename(tmp_path.with_name("away"))
 
 
+@pytest.mark.parametrize("name", ["a.nii", "a.nrrd"])
+def test_itk_is_not_asked_for_names_in_other_encodings(tmp_path, array, name, monkeypatch):
+    """Its Python bindings would end the process."""
+    sitk.WriteImage(itk_image(array), str(tmp_path / name))
+    path = (tmp_path / name).rename(tmp_path / f"lat\udce9in{name}")
+    monkeypatch.setattr(sitk.ImageFileReader, "SetFileName", lambda *arguments: pytest.fail("the process ends"))
+    if name == "a.nii":
+        np.testing.assert_array_equal(read_scan(path).array, array)
+    else:
+        fault(lambda: read_scan(path), path)
+
+
 FOUND = {"a.1": "a.1.nrrd", "b": "b.nii.gz", "patient": "patient"}
 
 

@@ -207,6 +207,7 @@ def test_every_fault_is_reported_and_the_other_scans_are_prepared(raw, tmp_path)
         (lambda array: array, (3,), "holds no 3 \\(found: 0, 1, 2\\)"),
         (lambda array: 0 * array, None, "holds no value but 0"),
         (lambda array: array / 3, None, "no whole numbers"),
+        (lambda array: array.astype(np.int16) - 1, None, "--foreground"),  # is -1 the background?
     ],
 )
 def test_labels_that_cannot_be_used(raw, tmp_path, change, foreground, word):

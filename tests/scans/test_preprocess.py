@@ -108,8 +108,9 @@ def test_numbers_of_classes_are_never_interpolated():
 
 @pytest.mark.parametrize("normalise", ["zscore", "percentile"])
 def test_scans_that_cannot_be_normalised(normalise, array):
-    with pytest.raises(InputError, match="constant"):
-        Preprocessing(normalise=normalise).apply(scan_of(np.ones((3, 3, 3))))
+    for value in (1, 0.1, 1e30):
+        with pytest.raises(InputError, match="constant"):
+            Preprocessing(normalise=normalise).apply(scan_of(np.full((13, 11, 7), value)))
     broken = array.astype(np.float32)
     broken[0, 0, 0] = np.nan
     with pytest.raises(InputError, match="--fill_nan"):
