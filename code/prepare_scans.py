@@ -9,6 +9,7 @@ import argparse
 import csv
 import hashlib
 import math
+import os
 import shlex
 import unicodedata
 from collections import Counter
@@ -201,7 +202,7 @@ def pair(scans: dict[str, Path], images: Path, folder: Path | None) -> list[RawC
             f"{len(alone)} of {len(labels)} labels have no scan of their name in {images}, {labels[alone[0]]} the "
             "first; name both alike, or give --images a CSV file"
         )
-    if same := [case for case, path in labels.items() if path.resolve() == scans[case].resolve()]:
+    if same := [case for case, path in labels.items() if os.path.realpath(path) == os.path.realpath(scans[case])]:
         raise InputError(f"{scans[same[0]]} is given as image and as label; correct --labels")
     return [RawCase(case, path, labels.get(case)) for case, path in scans.items()]
 
@@ -255,7 +256,9 @@ def draw_lists(
 
     The order is a function of (--seed, case id), so that a new case leaves most others where they are.
     """
-    drawn = sorted(labeled, key=lambda case: hashlib.sha256(f"{options.seed} {case}".encode()).digest())
+    drawn = sorted(
+        labeled, key=lambda case: hashlib.sha256(f"{options.seed} {case}".encode(errors="surrogateescape")).digest()
+    )
     share = math.ceil(options.test_fraction * len(drawn))
     test = [case for case in drawn if parts[case] == "test"] if parts else drawn[:share]
     tested = set(test)

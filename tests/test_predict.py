@@ -454,15 +454,16 @@ def test_a_broken_scan_costs_no_other_its_mask(make_run, tmp_path, capsys):
     for name in "abd":
         write(scans / f"{name}.nii.gz", blob(), affine(0))
     (scans / "c.nii.gz").write_bytes(b"no scan")
+    os.symlink("e.nii.gz", scans / "e.nii.gz")
     os.truncate(scans / "b.nii.gz", 1000)
     folder = make_run()
     out = run(folder, scans, tmp_path / "out", status=1)
     rows = rows_of(out)
-    assert [case for case, row in rows.items() if row["error"]] == ["b", "c"] and len(rows) == 4
+    assert [case for case, row in rows.items() if row["error"]] == ["b", "c", "e"] and len(rows) == 5
     assert str(scans / "c.nii.gz") in rows["c"]["error"] and rows["c"]["output"] == ""
     assert sorted(path.name for path in out.iterdir() if path.suffix == ".gz") == ["a.nii.gz", "d.nii.gz"]
-    assert "(b, c)" in capsys.readouterr().err
-    write(scans / "b.nii.gz", blob(), affine(0)), (scans / "c.nii.gz").unlink()
+    assert "(b, c, e)" in capsys.readouterr().err
+    write(scans / "b.nii.gz", blob(), affine(0)), (scans / "c.nii.gz").unlink(), (scans / "e.nii.gz").unlink()
     before = (out / "a.nii.gz").stat().st_mtime_ns
     run(folder, scans, out, "--resume")
     assert (out / "b.nii.gz").exists() and (out / "a.nii.gz").stat().st_mtime_ns == before

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 
 import h5py
@@ -223,6 +224,16 @@ def test_a_broken_scan_is_reported_and_left_out(command, raw, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "fault: scan1: " in out and "1 of 6 scans were left out" in out
     assert "scan1" not in sum(lists_in(tmp_path / "out").values(), [])
+
+
+def test_names_in_other_encodings_and_links_in_a_circle_cost_one_scan_each(command, raw, tmp_path, capsys):
+    for folder in ("images", "labels"):
+        (raw / folder / "scan1.nrrd").rename(raw / folder / "lat\udce9in.nrrd")
+        (raw / folder / "scan3.nii.gz").unlink()
+        os.symlink("scan3.nii.gz", raw / folder / "scan3.nii.gz")
+    with pytest.raises(SystemExit) as end:
+        run_script(lambda: prepare_scans.main(command()))
+    assert end.value.code == 1 and "2 of 6 scans were left out" in capsys.readouterr().out
 
 
 def test_no_valid_scan_is_an_error_too(command, raw, tmp_path, capsys):

@@ -39,11 +39,13 @@ class Predictions:
         """Make the folder and note the settings; an output that is there, is an input, or belongs to two scans is an
         `InputError`.
         """
-        scans = {path.resolve() for path in inputs}
+        scans = {
+            os.path.realpath(path) for path in inputs
+        }  # unlike Path.resolve, it takes links that lead to themselves
         for path, count in Counter(outputs).items():
             if count > 1:  # the mask of a scan `a_prob` and the probability of a scan `a`
                 raise InputError(f"{path} would be written for two scans; rename one of them")
-            if path.resolve() in scans or self.folder.resolve() in scans:
+            if {os.path.realpath(path), os.path.realpath(self.folder)} & scans:
                 raise InputError(f"{path} would overwrite a scan; give another --output")
         with files.writing(self.folder, OUTPUT_FLAG):
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -149,7 +149,7 @@ def _prepare_or_keep(
     dest: Path, source: RawCase, recipe: Recipe, settings: dict[str, Any], overwrite: bool
 ) -> tuple[dict[str, Any], tuple | None]:
     """The record of a case and what `write_case` writes, None where the same is there already."""
-    if not is_name(source.case):
+    if not is_name(source.case) or source.case.endswith((".list", ".json")):  # these lie beside the cases
         raise InputError(f"the name of {source.image} cannot name a folder and stand in a list; rename it")
     files = {"image": _fingerprint(source.image), "label": source.label and _fingerprint(source.label)}
     wanted = {"settings": settings, **files}

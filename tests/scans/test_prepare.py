@@ -299,9 +299,10 @@ def test_a_grid_that_memory_cannot_hold_is_refused_before_it_is_made(raw, tmp_pa
     assert len(outcome.faults) == 6 and all("--spacing_mm" in fault for fault in outcome.faults.values())
 
 
-def test_a_name_that_no_list_can_hold(raw, tmp_path):
-    (raw / "images" / "scan4.nrrd").rename(raw / "images" / "scan 4 .nrrd")
-    assert str(raw / "images" / "scan 4 .nrrd") in run(raw, tmp_path / "out").faults["scan 4 "]
+@pytest.mark.parametrize("case", ["scan 4 ", "train.list", "manifest.json", "lat\udce9in"])
+def test_a_name_that_no_list_or_folder_can_hold(raw, tmp_path, case):
+    path = (raw / "images" / "scan4.nrrd").rename(raw / "images" / f"{case}.nrrd")
+    assert str(path) in run(raw, tmp_path / "out").faults[case]
 
 
 def test_one_scan_under_two_ids_is_a_fault(raw, tmp_path):
