@@ -534,9 +534,10 @@ def test_names_that_a_system_cannot_hold_or_spells_otherwise(make_run, tmp_path,
     """A mask's name is longer than its scan's; macOS writes an accent as a character of its own."""
     scans, out = tmp_path / "scans", tmp_path / "out"
     write(scans / "ok.nii.gz", blob(), affine(0)), write(scans / "Mu\u0308ller.nrrd", blob(), affine(0))
-    (scans / ("x" * 251 + ".nii")).write_bytes(nib.Nifti1Image(blob(), affine(0)).to_bytes())
+    for length in (244, 251):
+        (scans / ("x" * length + ".nii")).write_bytes(nib.Nifti1Image(blob(), affine(0)).to_bytes())
     rows = rows_of(run(make_run(), scans, out, status=1))
-    assert {case for case, row in rows.items() if not row["error"]} == {"ok", "M\xfcller"}
+    assert {case for case, row in rows.items() if not row["error"]} == {"ok", "M\xfcller", "x" * 244}
     assert "--output" in rows["x" * 251]["error"]
     write(scans / "M\xfcller.nii.gz", blob(), affine(0))
     argv = ["--exp", "a", "--model_path", str(tmp_path / "model"), "--input", str(scans), "--output", str(out)]
@@ -568,6 +569,8 @@ def test_an_output_that_cannot_be_written_is_said_before_the_work(make_run, tmp_
     argv = ["--exp", folder.name, "--model_path", str(folder.parent), "--input", str(scan)]
     error = refused(capsys, *argv, "--output", str(out))
     assert "--output" in error and "--model_path" not in error
+    error = refused(capsys, *argv[:4], "--export", str(out / "below" / "a.onnx"))
+    assert "--export" in error and "--model_path" not in error
 
 
 def test_it_ends_with_paths_that_work_from_the_current_folder(make_run, tmp_path, capsys, monkeypatch):
@@ -656,6 +659,10 @@ def test_a_grid_that_memory_cannot_hold_is_refused_before_it_is_made(make_run, t
     folder = make_run(preprocessing={"spacing_mm": [0.001, 0.001, 0.001]})
     scan = write(tmp_path / "heart.nii.gz", blob(), affine(0))
     assert "--roi" in rows_of(run(folder, scan, tmp_path / "out", status=1))["heart"]["error"]
+    monkeypatch.setattr(segmenting, "available_memory", lambda: 10**9)
+    monkeypatch.setattr(plan.Preprocessing, "memory", lambda *arguments: 2 * 10**9)
+    rows = rows_of(run(make_run("b"), scan, tmp_path / "other", status=1))
+    assert "--roi" in rows["heart"]["error"]
 
 
 # --- bad input

@@ -72,7 +72,7 @@ def by_hand(voxel) -> np.ndarray:
     return np.array([-left, -posterior, superior])
 
 
-@pytest.mark.parametrize("name", ["a.nii.gz", "a.nii", "a.nrrd", "a.mha", "a.mhd", "a.nhdr", "A.NRRD", "A.MHA"])
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nii", "a.nrrd", "a.mha", "a.mhd", "a.nhdr", "A.NRRD", "A.MHA", "A.NII"])
 def test_every_format_gives_the_same_scan(tmp_path, array, name):
     sitk.WriteImage(itk_image(array), str(tmp_path / name.lower()))
     os.rename(tmp_path / name.lower(), tmp_path / name)
@@ -138,8 +138,9 @@ def test_masks_are_written_as_bytes(tmp_path, array):
 def test_what_cannot_be_written(tmp_path, array):
     with pytest.raises(InputError, match=r"\.nii\.gz, \.nrrd, \.mha"):
         write_scan(tmp_path / "a.png", array > 0, np.eye(4))
-    with pytest.raises(InputError, match="cannot write"):
-        write_scan(tmp_path / "no" / "a.nrrd", array > 0, np.eye(4))
+    for name in ("a.nrrd", "a.nii.gz"):
+        with pytest.raises(InputError, match="cannot write.*--output"):
+            write_scan(tmp_path / "no" / name, array > 0, np.eye(4))
     sheared = np.eye(4)
     sheared[0, 1] = 0.3
     with pytest.raises(InputError, match="oblique"):
