@@ -72,7 +72,7 @@ def by_hand(voxel) -> np.ndarray:
     return np.array([-left, -posterior, superior])
 
 
-@pytest.mark.parametrize("name", ["a.nii.gz", "a.nii", "a.nrrd", "a.mha", "a.mhd", "a.nhdr", "A.NRRD", "A.MHA", "A.NII"])
+@pytest.mark.parametrize("name", "a.nii.gz a.nii a.nrrd a.mha a.mhd a.nhdr A.NRRD A.MHA A.NII".split())
 def test_every_format_gives_the_same_scan(tmp_path, array, name):
     sitk.WriteImage(itk_image(array), str(tmp_path / name.lower()))
     os.rename(tmp_path / name.lower(), tmp_path / name)
