@@ -43,7 +43,7 @@ def double(width: int) -> Stage:
 
 
 class PublishedVNet(nn.Module):
-    """The V-Net of the public implementations, written out stage by stage; `classes` of out_conv and, if any, of out_conv2."""
+    """The V-Net of the public implementations, stage by stage; `classes` of out_conv and, if any, of out_conv2."""
 
     def __init__(self, *classes: int, width: int = WIDTH):
         super().__init__()
