@@ -77,7 +77,7 @@ def make_parser() -> Parser:
     flags.add_window_arguments(result, protocol="fast")
     result.add_argument(
         "--head",
-        help="output to use: seg, sdm, mean or teacher, where the method has it (default: as in training, or its first)",
+        help="output to use: seg, sdm, mean, teacher, where the method has it (default: as in training, or its first)",
     )
     result.add_argument(
         "--post", choices=("none", "lcc"), default="lcc", help="lcc: the largest connected component alone; none: all"

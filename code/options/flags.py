@@ -313,7 +313,7 @@ def add_inference_options(parser: ArgumentParser, protocol: str | None = None) -
     add_window_arguments(group, protocol)
     group.add_argument(
         "--head",
-        help="output to report: seg, sdm, mean or teacher, where the method has it (default: its first); all are scored",
+        help="output to report: seg, sdm, mean, teacher, where the method has it (default: its first); all are scored",
     )
     group.add_argument(
         "--post",
