@@ -6,7 +6,7 @@ import math
 import signal
 import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from runtime.distributed import ALONE, Ranks
 from runtime.journal import Journal
 from runtime.workers import STOP_SIGNALS, affordable_workers, watched_loaders
 from utils.errors import InputError
+from utils.labels import ONE_CLASS, LabelClass, classes_as_record, label_map, one_hot
 from utils.schedules import learning_rate
 
 # Iterations that do not count for the printed step time, and those after which it is printed. A CPU has little to
@@ -50,6 +51,7 @@ class Engine:
     """Trains one method in one run folder; as one of several `ranks`, on batches of its own.
 
     `preprocessing` is the record of the data folder, which the run hands on; None, the published LA files' rule.
+    `classes` are those of the labels.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Engine:
         device: torch.device,
         ranks: Ranks = ALONE,
         preprocessing: dict[str, Any] | None = None,
+        classes: Sequence[LabelClass] = ONE_CLASS,
     ):
         self.options, self.split, self.folder, self.device, self.ranks = options, split, folder, device, ranks
         self.method = place(method, device, options, ranks)
@@ -68,7 +71,7 @@ class Engine:
         scaler = partial(torch.amp.GradScaler, device.type, enabled=options.amp == "fp16")
         self.scalers = {turn.name: scaler() for turn in self.turns}
         self.skipped = 0  # steps of players that fp16 left out because a gradient overflowed
-        self.preprocessing = preprocessing
+        self.preprocessing, self.classes = preprocessing, classes
         self.typical_scan: dict[str, Any] | None = None  # of the training; what predict.py measures a scan by
         self.iteration = 0  # finished ones
         self.seconds = 0.0  # of training steps, over all resumptions
@@ -280,12 +283,18 @@ class Engine:
         """Where the training stands: losses, rate, pace, time left, Dice of this batch's labeled crops."""
         left = timedelta(seconds=round(values["step_seconds"] * (self.options.max_iterations - self.iteration)))
         probs = self._predict(batch.image[: batch.num_labeled])
-        dice = ", ".join(f"{name} {100 * _dice(prob, batch.label):.1f}" for name, prob in probs.items())
+        scores = {name: _dice(prob, batch.label, self.method.exclusive) for name, prob in probs.items()}
+        dice = ", ".join(f"{name} {self._in_percent(values, 1)}" for name, values in scores.items())
         return (
             f"iteration {self.iteration} of {self.options.max_iterations}: {_losses(values)}; "
             f"rate {values['learning_rate']:.3g}; {values['step_seconds']:.2f} s per iteration, {left} left; "
             f"Dice of the labeled crops: {dice}"
         )
+
+    def _in_percent(self, dice: Sequence[float], digits: int) -> str:
+        """The mean over classes and, of several, the value of each."""
+        each = [f"{one.name} {100 * value:.{digits}f}" for one, value in zip(self.classes, dice, strict=True)]
+        return f"{100 * np.mean(dice):.{digits}f}" + (f" ({', '.join(each)})" if len(each) > 1 else "")
 
     @torch.no_grad()
     def _predict(self, image: Tensor) -> dict[str, Tensor]:
@@ -305,13 +314,17 @@ class Engine:
             with precision(self.device, self.options.amp):
                 maps = [_array(sdm) for sdm in self.method.signed_maps(image).values()]
             label = None if index else _array(batch.label)
-            rows.append(training_panel(_array(image), label, probs, maps[0] if maps else None))
+            rows.append(training_panel(_array(image)[0], label, probs, maps[0] if maps else None))
         return np.concatenate(rows)
 
     def _validate(self, journal: Journal) -> None:
-        dice = dice_of_cases(self.method, self.split.validation, self.options, self.device)
-        journal.scalars(self.iteration, {"validation/dice": dice})
-        journal.say(f"iteration {self.iteration}: validation Dice {100 * dice:.2f}")
+        of_classes = dice_of_cases(self.method, self.split.validation, self.options, self.device)
+        dice = float(np.mean(of_classes))
+        scalars = {"validation/dice": dice}
+        if len(self.classes) > 1:
+            scalars |= {f"validation/dice_{one.name}": of for one, of in zip(self.classes, of_classes, strict=True)}
+        journal.scalars(self.iteration, scalars)
+        journal.say(f"iteration {self.iteration}: validation Dice {self._in_percent(of_classes, 2)}")
         if dice > self.best_val:
             self.best_val = dice
             self.save(runs.BEST_VAL)
@@ -347,6 +360,7 @@ class Engine:
                 "options": vars(self.options),
                 "cases": dataclasses.asdict(self.split),
                 "preprocessing": self.preprocessing,
+                "classes": classes_as_record(self.classes),
                 "typical_scan": self.typical_scan,
                 "rng": runs.rng_state(),
             },
@@ -385,12 +399,22 @@ def _losses(values: dict[str, float]) -> str:
     return f"loss {sum(terms.values()):.3f} ({', '.join(f'{name} {value:.3g}' for name, value in terms.items())})"
 
 
-def _dice(prob: Tensor, label: Tensor) -> float:
-    """Dice of a probability and a soft label at 0.5; 1 where both are empty."""
-    ours, theirs = prob > 0.5, label > 0.5
-    sizes = int(ours.sum() + theirs.sum())
-    return 2 * int((ours & theirs).sum()) / sizes if sizes else 1.0
+def _dice(prob: Tensor, label: Tensor, exclusive: bool) -> list[float]:
+    """Dice of each class, over all crops, of their label maps and soft labels at 0.5; 1 where both are empty.
+
+    Args: prob and label, (L, C, W, H, D); exclusive, as of `label_map`.
+    """
+    classes = label.shape[1]
+    ours = np.stack([one_hot(label_map(crop, exclusive), classes) for crop in prob.float().cpu().numpy()], axis=1)
+    theirs = (label > 0.5).transpose(0, 1).cpu().numpy()  # (C, L, W, H, D)
+    return [_dice_of_masks(*masks) for masks in zip(ours, theirs, strict=True)]
 
 
-def _array(tensor: Tensor):
-    return tensor[0, 0].float().cpu().numpy()
+def _dice_of_masks(ours: np.ndarray, theirs: np.ndarray) -> float:
+    sizes = np.count_nonzero(ours) + np.count_nonzero(theirs)
+    return 2 * np.count_nonzero(ours & theirs) / sizes if sizes else 1.0
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """The channels of the first crop, (C, W, H, D)."""
+    return tensor[0].float().cpu().numpy()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from dataloaders import case_files
+from dataloaders.classes import in_words, refuse_absent, settle_classes
 from dataloaders.patch import require_fit, uneven_notice
 from dataloaders.split import Split, cases_of_training, cases_to_test, settle
 from dataloaders.store import CaseStore
@@ -27,6 +28,7 @@ from scans.preprocess import read_record
 from utils import files
 from utils.errors import InputError
 from utils.files import REPOSITORY, repository_path, shown
+from utils.labels import LabelClass, classes_of_record
 from utils.words import counted
 
 SIGNAL_EXIT = 128  # exit status of a run that a signal stopped: 128 + its number, as shells count
@@ -38,7 +40,7 @@ def train(options: Namespace, ranks: Ranks = ALONE) -> int:
 
     Returns: the exit status. Whatever can be wrong with flags, lists and scans shows before that folder is touched.
     """
-    options, folder, split, preprocessing, state = ranks.from_leader(lambda: _claim(options))
+    options, folder, split, classes, preprocessing, state = ranks.from_leader(lambda: _claim(options))
     with ranks.leader_first():
         device = pick_device(options, ranks=ranks)
         runs.seed_everything(options.seed)
@@ -48,12 +50,13 @@ def train(options: Namespace, ranks: Ranks = ALONE) -> int:
         reported_output(method, options)
         notices = _start_weights(method, options) if state is None else []
         store = CaseStore(options, split.labeled, split.unlabeled, ranks.local_size)
+        refuse_absent(store.absent, classes)
         if state is None:
             require_fit(options.patch_size, store.shapes.values())
         if ranks.leads:
             _check_unread(store, split)
             runs.prepare_run(folder, options.overwrite)
-    engine = Engine(options, method, split, folder, device, ranks, preprocessing)
+    engine = Engine(options, method, split, folder, device, ranks, preprocessing, classes)
     if state is not None:
         engine.load(state)
         notices += _other_size(state, ranks)
@@ -88,15 +91,17 @@ def _run(engine: Engine, store: CaseStore, journal: Journal | Silence, notices: 
 
 def _claim(
     options: Namespace,
-) -> tuple[Namespace, Path, Split, dict[str, Any] | None, dict[str, Any] | None]:
+) -> tuple[Namespace, Path, Split, tuple[LabelClass, ...], dict[str, Any] | None, dict[str, Any] | None]:
     """What the run's folder, the lists and the scans decide.
 
-    Returns: settled options, folder, cases, record of the preprocessing, checkpoint to continue from.
+    Returns: settled options, folder, cases, classes, record of the preprocessing, checkpoint to continue from.
     """
     folder = runs.claim_run(options)
     split = settle(options)
+    classes = settle_classes(options, [*split.labeled, *split.validation])
     preprocessing = read_record(repository_path(options.root_path))
-    return options, folder, split, preprocessing, _load_state(folder, options, split, preprocessing)
+    state = _load_state(folder, options, split, classes, preprocessing)
+    return options, folder, split, classes, preprocessing, state
 
 
 @contextlib.contextmanager
@@ -117,7 +122,11 @@ def _journal(engine: Engine, ranks: Ranks) -> Iterator[Journal | Silence]:
 
 
 def _load_state(
-    folder: Path, options: Namespace, split: Split, preprocessing: dict[str, Any] | None
+    folder: Path,
+    options: Namespace,
+    split: Split,
+    classes: Sequence[LabelClass],
+    preprocessing: dict[str, Any] | None,
 ) -> dict[str, Any] | None:
     """The checkpoint to continue from; None for a fresh start."""
     if not (options.resume and (folder / runs.LAST).exists()):
@@ -128,6 +137,11 @@ def _load_state(
         raise InputError(
             f"the lists name other cases than when run {options.exp} was started; "
             "restore them (--root_path, --train_list, --labeled_list) or give another --exp"
+        )
+    if "classes" in state and (known := classes_of_record(state["classes"])) != classes:
+        raise InputError(
+            f"the labeled cases in {options.root_path} record {in_words(classes)}, but run {options.exp} was started "
+            f"with {in_words(known)}; restore them (--root_path) or give another --exp"
         )
     if state.get("preprocessing") != preprocessing:
         raise InputError(
@@ -169,7 +183,7 @@ def _check_unread(store: CaseStore, split: Split) -> None:
     for case in [*split.validation, *([] if store.in_memory else [*split.labeled, *split.unlabeled])]:
         case_files.read_image(store.root, case)
     for case in split.validation:
-        case_files.read_label(store.root, case)
+        case_files.read_label(store.root, case, store.num_classes)
 
 
 def _other_size(state: dict[str, Any], ranks: Ranks) -> list[str]:
@@ -200,6 +214,7 @@ def _describe(engine: Engine, split: Split) -> list[str]:
     return [
         f"{options.exp}: {options.method}, {len(split.labeled)} labeled and {len(split.unlabeled)} unlabeled cases"
         + (f", {len(split.validation)} for validation" if split.validation else "")
+        + (f", {in_words(engine.classes)}" if len(engine.classes) > 1 else "")
         + (f"; resumed at iteration {engine.iteration}" if engine.iteration else ""),
         f"batches of {options.labeled_bs} labeled and {options.batch_size - options.labeled_bs} unlabeled crops of "
         f"{patch}; {size:,} trainable parameters; {device}{threads}, amp {options.amp}",

@@ -94,7 +94,7 @@ def _score(method: Method, case: str, options: Namespace, device: torch.device) 
     root, head = repository_path(options.root_path), reported_output(method, options)
     image = case_files.read_image(root, case)
     start = time.perf_counter()
-    prob = predict_volume(method, image, options, device, (head,))[head]
+    prob = predict_volume(method, image, options, device, (head,))[head][0]
     seconds = time.perf_counter() - start  # the map is on the host: a GPU has finished
     return {**evaluate(prob > THRESHOLD, case_files.read_label(root, case)), "seconds": seconds}
 

@@ -27,7 +27,7 @@ ORDER, CROP = 0, 1  # what a random key is for; without it, an order and a crop 
 
 @dataclass(frozen=True)
 class Batch:
-    """`image` (B, 1, W, H, D) float32, labeled cases first; `label` (L, 1, W, H, D) float32 in [0, 1].
+    """`image` (B, 1, W, H, D) float32, labeled cases first; `label` (L, C, W, H, D) float32 in [0, 1].
 
     `sdm` holds the signed distance maps of the labels, of their shape, for a method that asks for them.
     """
@@ -91,7 +91,8 @@ class BatchStream(Dataset):
     @property
     def batch_bytes(self) -> int:
         """Of one batch: images, labels and distance maps, float32."""
-        crops = self.options.batch_size + self.options.labeled_bs * (1 if self.sdm_empty is None else 2)
+        of_labels = self.store.num_classes * (1 if self.sdm_empty is None else 2)
+        crops = self.options.batch_size + self.options.labeled_bs * of_labels
         return crops * math.prod(self.options.patch_size) * np.dtype(np.float32).itemsize
 
     def __getitem__(self, iteration: int) -> Batch:
@@ -101,12 +102,11 @@ class BatchStream(Dataset):
                 case = stream_case(names, self.options.seed, stream, iteration * self.size * count + slot)
                 rng = np.random.default_rng([self.options.seed, CROP, stream, iteration, slot])
                 transform = draw_transform(rng, self.store.shapes[case], tuple(self.options.patch_size), self.options)
-                crop = apply_transform(transform, lambda *region, case=case: self.store.image(case, *region))
-                images.append(apply_intensity(crop, transform.intensity))
+                region = transform.start, transform.size
+                crop = apply_transform(transform, self.store.image(case, *region))
+                images.append(apply_intensity(crop, transform.intensity)[None])
                 if stream == LABELED:
-                    labels.append(
-                        apply_transform(transform, lambda *region, case=case: self.store.label(case, *region))
-                    )
+                    labels.append(apply_transform(transform, self.store.label(case, *region)))
                 cases.append(case)
         label = _stack(labels)
         sdm = None if self.sdm_empty is None else signed_distance_batch(label, self.sdm_empty)
@@ -114,8 +114,8 @@ class BatchStream(Dataset):
 
 
 def _stack(crops: list[np.ndarray]) -> Tensor:
-    """(N, 1, W, H, D) float32: the only copy of crops that were neither padded nor resampled."""
-    return torch.from_numpy(np.stack(crops, dtype=np.float32)[:, None])
+    """(N, C, W, H, D) float32: the only copy of crops that were neither padded nor resampled."""
+    return torch.from_numpy(np.stack(crops, dtype=np.float32))
 
 
 def make_loader(stream: BatchStream, start: int, num_workers: int, pin_memory: bool) -> DataLoader:

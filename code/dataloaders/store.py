@@ -4,7 +4,6 @@ import math
 from argparse import Namespace
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import nibabel as nib
@@ -14,6 +13,7 @@ from dataloaders import case_files
 from dataloaders.augment import transposed
 from utils.errors import InputError
 from utils.files import repository_path
+from utils.labels import one_hot
 from utils.machine import available_cores, available_memory
 from utils.nifti import affine_ras
 from utils.resample import Size, resample, scaled_shape
@@ -25,6 +25,8 @@ class CaseStore:
     def __init__(self, options: Namespace, labeled: list[str], unlabeled: list[str], processes: int = 1):
         """`processes` of this machine share its memory, each with a store of its own."""
         self.root, self.scale = repository_path(options.root_path), options.scale
+        self.num_classes = options.num_classes or 1
+        self.absent = set(range(1, self.num_classes + 1))  # classes that no labeled case holds
         self.labeled = frozenset(labeled)
         names = [*labeled, *unlabeled]
         self.native = {name: case_files.read_shape(self.root, name) for name in names}
@@ -39,7 +41,7 @@ class CaseStore:
                 self._images = dict(zip(names, pool.map(self._decode_image, names), strict=True))
                 self._labels = dict(zip(labeled, pool.map(self._decode_label, labeled), strict=True))
             else:  # a crop does not show all faults of a label: look for them once
-                for _ in pool.map(partial(case_files.read_label, self.root), labeled):
+                for _ in pool.map(self._read_label, labeled):
                     pass
 
     def typical_scan(self) -> dict[str, Any]:
@@ -62,9 +64,9 @@ class CaseStore:
 
     def _fits(self, processes: int) -> bool:
         voxels = {name: math.prod(shape) for name, shape in self.shapes.items()}
-        label_type = np.uint8 if self.scale == 1 else np.float32
+        of_label = np.dtype(np.uint8).itemsize if self.scale == 1 else self.num_classes * np.dtype(np.float32).itemsize
         images = sum(voxels.values()) * np.dtype(np.float32).itemsize
-        labels = sum(voxels[name] for name in self.labeled) * np.dtype(label_type).itemsize
+        labels = sum(voxels[name] for name in self.labeled) * of_label
         return images + labels < MEMORY_SHARE * available_memory() / processes
 
     def _small_volumes_notice(self, patch: Size) -> list[str]:
@@ -82,8 +84,16 @@ class CaseStore:
         return resample(case_files.read_image(self.root, name), self.shapes[name])
 
     def _decode_label(self, name: str) -> np.ndarray:
-        label = case_files.read_label(self.root, name)
-        return label if self.scale == 1 else resample(label, self.shapes[name])
+        """The numbers of the classes, (W, H, D) uint8; at another scale the share of each, (C, W, H, D) float32."""
+        label = self._read_label(name)
+        if self.scale == 1:
+            return label
+        return np.stack([resample(mask, self.shapes[name]) for mask in one_hot(label, self.num_classes)])
+
+    def _read_label(self, name: str) -> np.ndarray:
+        label = case_files.read_label(self.root, name, self.num_classes)
+        self.absent.difference_update([number for number in tuple(self.absent) if number in label])
+        return label
 
     def image(self, name: str, start: Size, size: Size) -> np.ndarray:
         """A region of an image; outside the volume lies the image's minimum."""
@@ -93,13 +103,15 @@ class CaseStore:
         return read_region(volume, start, size, fill=volume.min() if any(np.less(volume.shape, size)) else 0)
 
     def label(self, name: str, start: Size, size: Size) -> np.ndarray:
-        """A region of a label; outside the volume lies background. Unlabeled cases have none."""
+        """A region of a label, (C, W, H, D), 0 to 1; outside the volume lies background. Unlabeled cases have none."""
         if name not in self.labeled:
             raise ValueError(f"case {name} is unlabeled: its label must not be read")
         if name not in self._labels and self.scale == 1:
-            return self._read_crop(name, case_files.LABEL_KEY, start, size)
-        volume = self._labels[name] if name in self._labels else self._decode_label(name)
-        return read_region(volume, start, size, fill=0)
+            region = self._read_crop(name, case_files.LABEL_KEY, start, size)
+        else:
+            volume = self._labels[name] if name in self._labels else self._decode_label(name)
+            region = read_region(volume, start, size, fill=0)
+        return one_hot(region, self.num_classes) if self.scale == 1 else region
 
     def _read_crop(self, name: str, key: str, start: Size, size: Size) -> np.ndarray:
         """Only the voxels that are needed, from the file; the fill value costs a whole read where it is needed."""
@@ -118,14 +130,14 @@ class CaseStore:
 
 
 def read_region(volume: np.ndarray, start: Size, size: Size, fill: float) -> np.ndarray:
-    """A region that may exceed the volume; what lies outside is `fill`."""
+    """A region of (..., W, H, D) that may exceed the volume; what lies outside is `fill`."""
     low = [max(s, 0) for s in start]
-    high = [min(s + n, length) for s, n, length in zip(start, size, volume.shape, strict=True)]
-    inside = volume[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
-    if inside.shape == tuple(size):
+    high = [min(s + n, length) for s, n, length in zip(start, size, volume.shape[-3:], strict=True)]
+    inside = volume[..., *(slice(a, b) for a, b in zip(low, high, strict=True))]
+    if inside.shape[-3:] == tuple(size):
         return inside
-    region = np.full(size, fill, dtype=inside.dtype)
-    region[tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start, strict=True))] = inside
+    region = np.full((*volume.shape[:-3], *size), fill, dtype=inside.dtype)
+    region[..., *(slice(a - s, b - s) for a, b, s in zip(low, high, start, strict=True))] = inside
     return region
 
 

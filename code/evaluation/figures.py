@@ -123,15 +123,18 @@ def training_panel(
 ) -> np.ndarray:
     """Three tiles for TensorBoard: the middle slice of the scan, a probability, and the SDM or another probability.
 
-    The label's contour lies over every tile.
+    The label's contours lie over every tile, each class's in a colour of its own. Of several classes the probability is
+    that of the most probable one, and the distance that to the closest.
 
     Args:
         image: (W, H, D).
-        label: (W, H, D), in [0, 1]; None for an unlabeled crop.
-        probs: name -> (W, H, D), in [0, 1].
-        sdm: signed distance map, (W, H, D), without a unit, negative inside; coloured symmetrically about 0.
+        label: (C, W, H, D), in [0, 1]; None for an unlabeled crop.
+        probs: name -> (C, W, H, D), in [0, 1].
+        sdm: signed distance maps, (C, W, H, D), without a unit, negative inside; coloured symmetrically about 0.
     Returns: (height, width, 3), uint8.
     """
+    probs = {name: prob.max(axis=0) for name, prob in probs.items()}
+    sdm = None if sdm is None else sdm.min(axis=0)
     middle = image.shape[2] // 2
     low, high = gray_window(image)
     gray, heat = {"cmap": "gray", "vmin": low, "vmax": high}, {"cmap": "magma", "vmin": 0, "vmax": 1}
@@ -146,8 +149,9 @@ def training_panel(
     for ax, (name, volume, style) in zip(axes, tiles, strict=True):
         picture = ax.imshow(volume[:, :, middle].T, interpolation="nearest", aspect="auto", **style)
         ax.set_title(name, fontsize=9, pad=4)
-        if label is not None:
-            draw_contour(ax, label[:, :, middle].T > 0.5, (1.0, 1.0), LABEL_COLOR, 1.5, corner=-0.5)
+        for number, mask in enumerate(() if label is None else label):
+            color = LABEL_COLOR if len(label) == 1 else look(number)["color"]
+            draw_contour(ax, mask[:, :, middle].T > 0.5, (1.0, 1.0), color, 1.5, corner=-0.5)
         if style is not gray:
             _draw_color_bar(figure, ax, picture)
     return _pixels(figure)

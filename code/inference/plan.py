@@ -149,7 +149,7 @@ class Plan:
             )
 
     def predict(self, device: torch.device) -> dict[str, np.ndarray]:
-        """Mean maps of all members on the grid of the scan: {"prob", "sdm"}, (W, H, D) float32.
+        """Mean maps of all members on the grid of the scan: {"prob", "sdm"}, (C, W, H, D) float32.
 
         Outside the box the probability is 0 and the signed distance 1.
         """
@@ -159,13 +159,14 @@ class Plan:
             for view in (view for view in self.views if view.recipe == recipe):
                 member = view.member
                 for name, values in predict_volume(member.predictor, image[view.box], member.options, device).items():
-                    seen = np.full(place.shape, OUTSIDE[name], dtype=np.float32)
-                    seen[view.box] = values
-                    total[name] = total.get(name, 0) + place.restore(seen) / len(self.views)
+                    seen = np.full((len(values), *place.shape), OUTSIDE[name], dtype=np.float32)
+                    seen[:, *view.box] = values
+                    restored = np.stack([place.restore(channel) for channel in seen])
+                    total[name] = total.get(name, 0) + restored / len(self.views)
         for name, values in total.items():
-            inside = values[self.box].copy()
+            inside = values[:, *self.box].copy()
             values.fill(OUTSIDE[name])
-            values[self.box] = inside
+            values[:, *self.box] = inside
         return total
 
 

@@ -28,7 +28,7 @@ from evaluation.metrics import evaluate, largest_component, summarise, verify_ag
 from evaluation.tables import Score, metric_text, pick
 from inference.engines import on_engine
 from inference.trained import reported_output, trained_method
-from inference.windows import THRESHOLD, predict_volume
+from inference.windows import predict_volume
 from methods.base import Method
 from options import flags
 from runtime import runs
@@ -37,6 +37,7 @@ from runtime.distributed import ALONE, Ranks
 from runtime.workers import in_order
 from utils import files
 from utils.errors import InputError
+from utils.labels import label_map
 from utils.machine import available_cores
 from utils.nifti import axes_are_lps, write_nifti
 
@@ -112,7 +113,7 @@ def predict_masks(
     image = case_files.read_image(files.repository_path(options.root_path), case)
     with enough_memory(device, flags.LESS_WINDOW):
         probs = predict_volume(method, image, options, device)
-    return case, {output: prob > THRESHOLD for output, prob in probs.items()}
+    return case, {output: label_map(prob, method.exclusive) > 0 for output, prob in probs.items()}
 
 
 def score_case(

@@ -25,6 +25,7 @@ from scans import region
 from scans.files import READABLE, write_scan
 from utils import files
 from utils.errors import InputError
+from utils.labels import label_map
 from utils.machine import available_memory
 
 ONE_FILE = {".nii": "nii.gz", ".mhd": "mha"}  # formats that are written in another way than they are read
@@ -118,11 +119,11 @@ def segment(
         for member in members:
             member.predictor.on_windows = progress
         maps = plan.predict(device)
-    mask = maps[PROB] > THRESHOLD
+    mask = label_map(maps[PROB], all(member.predictor.method.exclusive for member in members)) > 0
     if asked.post == "lcc":
         mask = largest_component(mask)
     for name, output in outputs.items():
-        write_scan(output, mask if name == "mask" else maps[name], plan.scan.affine, plan.scan.header)
+        write_scan(output, mask if name == "mask" else maps[name][0], plan.scan.affine, plan.scan.header)
     volume = np.count_nonzero(mask) * abs(np.linalg.det(plan.scan.affine[:3, :3])) / MM3_PER_ML
     seconds, empty, touches = time.perf_counter() - start, not mask.any(), touches_border(mask[plan.box])
     remarks = " (empty)" if empty else " (touches the border)" if touches else ""

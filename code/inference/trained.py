@@ -30,7 +30,7 @@ def load_networks(method: Method, state: dict[str, Any], path: Path) -> None:
     try:
         method.load_state_dict(state["networks"])
     except RuntimeError:
-        was = {key: state["options"].get(key) for key in ("method", "network", "n_filters", "norm")}
+        was = {key: state["options"].get(key) for key in ("method", "network", "n_filters", "norm", "num_classes")}
         raise InputError(f"{path} does not fit the networks of this run: it was trained with {was}") from None
     method.trained_iterations = state["iteration"]
 

@@ -16,13 +16,14 @@ from methods.base import Method
 from options.parsing import refuse_gaps, window_stride
 from runtime.device import device_with_room, memory_format, precision
 from utils.files import repository_path
+from utils.labels import label_map, one_hot
 from utils.resample import resample, scaled_shape
 
 Predict = Callable[[Tensor], dict[str, Tensor]]
 THRESHOLD = 0.5
 GAUSSIAN_SD = 1 / 8  # of the patch, as in nnU-Net (Isensee et al., Nature Methods 2021)
 GAUSSIAN_FLOOR = 1e-3  # keeps every voxel's weight positive
-VOLUMES_BESIDE_OUTPUTS = 3  # of the size of the scan on the device: image, visits, and one that is divided by them
+VOLUMES_BESIDE_OUTPUTS = 2  # of the size of the scan on the device: image and visits
 
 
 def window_starts(length: int, patch: int, stride: int) -> list[int]:
@@ -63,13 +64,13 @@ def sliding_window(
     """Average probability of all windows, accumulated on the image's device.
 
     Args:
-        predict: (N, 1, *patch) -> {name: (N, 1, *patch)} probabilities, on any device.
+        predict: (N, 1, *patch) -> {name: (N, C, *patch)} probabilities, on any device.
         image: (W, H, D) float32. An axis shorter than the patch is padded with the image's minimum, as in
             training; the padding is removed again.
         patch, stride: voxels per axis.
         blend: `uniform` or `gaussian` weight of a window's voxels.
         window_batch: windows per call of `predict`.
-    Returns: {name: (W, H, D) float32 in [0, 1]}.
+    Returns: {name: (C, W, H, D) float32 in [0, 1]}.
     """
     refuse_gaps(patch, stride)
     size = image.shape
@@ -87,13 +88,13 @@ def sliding_window(
         probs = predict(torch.stack([image[window] for window in group])[:, None])
         for name, prob in probs.items():
             if name not in total:
-                total[name] = torch.zeros_like(image)
-            for window, patch_prob in zip(group, prob[:, 0].float().to(image.device), strict=True):
-                total[name][window] += weight * patch_prob
+                total[name] = image.new_zeros((prob.shape[1], *image.shape))
+            for window, patch_prob in zip(group, prob.float().to(image.device), strict=True):
+                total[name][:, *window] += weight * patch_prob
         for window in group:
             visits[window] += weight
     inside = tuple(slice(m // 2, m // 2 + n) for m, n in zip(missing, size, strict=True))
-    return {name: (sums / visits)[inside] for name, sums in total.items()}
+    return {name: (sums / visits)[:, *inside] for name, sums in total.items()}
 
 
 def predict_volume(
@@ -103,9 +104,9 @@ def predict_volume(
     device: torch.device,
     outputs: Sequence[str] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Foreground probability of a whole scan on its own grid, at the scale that the run was trained at.
+    """Probability of each foreground class of a whole scan on its own grid, at the scale that the run was trained at.
 
-    Args: image, (W, H, D) native. Returns: {output: (W, H, D) float32}, native.
+    Args: image, (W, H, D) native. Returns: {output: (C, W, H, D) float32}, native.
     """
     method.eval()
     layout = memory_format(device, options.amp)
@@ -115,7 +116,8 @@ def predict_volume(
             return method.predict(patches.to(device).contiguous(memory_format=layout), outputs)
 
     scaled = resample(image, scaled_shape(image.shape, options.scale))
-    sums = scaled.nbytes * (VOLUMES_BESIDE_OUTPUTS + len(outputs or method.outputs))
+    at_once = len(outputs or method.outputs) + 1  # the last is that which is divided by the visits
+    sums = scaled.nbytes * (VOLUMES_BESIDE_OUTPUTS + (options.num_classes or 1) * at_once)
     probs = sliding_window(
         predict,
         torch.from_numpy(scaled).to(device_with_room(device, sums)),
@@ -124,14 +126,19 @@ def predict_volume(
         options.blend,
         options.window_batch,
     )
-    return {name: resample(prob.cpu().numpy(), image.shape) for name, prob in probs.items()}
+    return {
+        name: np.stack([resample(channel, image.shape) for channel in prob.cpu().numpy()])
+        for name, prob in probs.items()
+    }
 
 
-def dice_of_cases(method: Method, cases: Iterable[str], options: Namespace, device: torch.device) -> float:
-    """Mean Dice of labeled cases with the reported output, scored at native resolution."""
-    root, head = repository_path(options.root_path), options.head or method.outputs[0]
+def dice_of_cases(method: Method, cases: Iterable[str], options: Namespace, device: torch.device) -> list[float]:
+    """Mean Dice of labeled cases, of each class, with the reported output, scored at native resolution."""
+    root, head, classes = repository_path(options.root_path), options.head or method.outputs[0], options.num_classes
     scores = []
     for case in cases:
         prob = predict_volume(method, case_files.read_image(root, case), options, device, (head,))[head]
-        scores.append(evaluate(prob > THRESHOLD, case_files.read_label(root, case))["dice"])
-    return float(np.mean(scores))
+        ours = one_hot(label_map(prob, method.exclusive), classes)
+        truth = one_hot(case_files.read_label(root, case, classes), classes)
+        scores.append([evaluate(mask, label)["dice"] for mask, label in zip(ours, truth, strict=True)])
+    return np.mean(scores, axis=0).tolist()

@@ -46,11 +46,13 @@ class Method(MethodFlags, nn.Module):
     """Interface of all methods. Subclasses build their networks in `__init__` and read flags from `self.options`."""
 
     outputs: ClassVar[tuple[str, ...]] = ("seg",)  # what `predict` can give, the reported one first
+    exclusive: ClassVar[bool] = False  # whether the probabilities of a voxel's classes are those of one softmax
     sdm_empty: str | None = None  # rule (--sdm_empty) of the distance maps that a batch shall hold; None: no maps
 
     def __init__(self, options: Namespace):
         super().__init__()
         self.options = options
+        self.num_classes = options.num_classes or 1  # C; None where no data folder was asked
         self.trained_iterations = options.max_iterations  # of the weights at hand; the engine and loading keep it true
         self.monitor: dict[str, float | Tensor] = {}  # numbers for a curve, never minimised
 
@@ -59,12 +61,12 @@ class Method(MethodFlags, nn.Module):
         """The method of a stored run; flags that did not exist when it was trained have their defaults."""
         parser = ArgumentParser(add_help=False)
         cls.add_arguments(parser)
-        return cls(Namespace(**{**vars(parser.parse_args([])), **options}))
+        return cls(Namespace(**{"num_classes": 1, **vars(parser.parse_args([])), **options}))
 
     def make_network(self, *heads: str, **settings: Any) -> Network:
-        """The network of the kind, width, dropout and norm that the flags ask for; `settings` are further ones."""
+        """The network that the flags ask for, with heads for all classes; `settings` are further ones."""
         flags = {key: getattr(self.options, key) for key in ("n_filters", "dropout", "norm")}
-        return NETWORKS[self.options.network](heads, **flags, **settings)
+        return NETWORKS[self.options.network](heads, num_classes=self.num_classes, **flags, **settings)
 
     def load_pretrained(self, paths: Sequence[Path]) -> list[str]:
         """Published weights as a start: one file for every V-Net, or one for each in the order of definition.
@@ -82,7 +84,9 @@ class Method(MethodFlags, nn.Module):
         sentences = []
         for (name, network), path in zip(networks.items(), paths * (len(networks) // len(paths)), strict=True):
             lacking = load_published(network, path)
-            initial = f"; its head {' and '.join(lacking)} is not in there and starts from scratch" if lacking else ""
+            classes = f" for {self.num_classes} classes" if self.num_classes > 1 else ""
+            without = f"; its head {' and '.join(lacking)} is not in there{classes} and starts from scratch"
+            initial = without if lacking else ""
             sentences.append(f"{name} starts from {path}{initial}")
         return sentences
 
@@ -106,7 +110,7 @@ class Method(MethodFlags, nn.Module):
         """Called after the last turn of an iteration, unless fp16 skipped its steps: the place of a moving average."""
 
     def predict(self, image: Tensor, outputs: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """Foreground probability of a patch, {name: (B, 1, W, H, D) float32}, of the given `outputs` or of all."""
+        """Probability of each foreground class, {name: (B, C, W, H, D) float32}, by the given `outputs` or by all."""
         raise NotImplementedError
 
     def courses(self) -> list[str]:
@@ -114,7 +118,7 @@ class Method(MethodFlags, nn.Module):
         return []
 
     def signed_maps(self, image: Tensor) -> dict[str, Tensor]:
-        """Signed distance maps of a patch, {name: (B, 1, W, H, D)}, for pictures; empty for most methods."""
+        """Signed distance maps of a patch, {name: (B, C, W, H, D)}, for pictures; empty for most methods."""
         return {}
 
 

@@ -40,11 +40,11 @@ class DoubleUncertainty(DoubleUncertaintyFlags, MeanTeacherMethod):
             )
 
     def training_step(self, batch: Batch, iteration: int) -> Terms:
-        logits, student = _distributions(self.student, batch.image)  # (B, 2, W, H, D), (B, 2 or F, W, H, D)
+        logits, student = _distributions(self.student, batch.image)  # (B, C + 1, W, H, D), (B, C + 1 or F, W, H, D)
         seen = self.teacher.sees(batch)
         teacher = mean_over_passes(
             self._noisy_pass, batch.image[seen], self.options.mc_passes, group=len(batch.image)
-        )  # (N, 2 or F, W, H, D)
+        )  # (N, C + 1 or F, W, H, D)
         weight = self.consistency_weight(iteration)
         return {
             "supervised": dice_ce_loss(logits[: batch.num_labeled], batch.label),
@@ -53,7 +53,7 @@ class DoubleUncertainty(DoubleUncertaintyFlags, MeanTeacherMethod):
         }
 
     def _uncertain_loss(self, name: str, student: Tensor, teacher: Tensor) -> Tensor:
-        """L of one of the two distributions, (N, C, W, H, D)."""
+        """L of one of the two distributions, (N, C + 1 or F, W, H, D)."""
         largest = 1.0 if name == SEG else math.log(student.shape[1])
         uncertainty = entropy(teacher) / largest  # (N, 1, W, H, D)
         distance = (student - teacher).square().sum(dim=1, keepdim=True)
@@ -67,7 +67,7 @@ class DoubleUncertainty(DoubleUncertaintyFlags, MeanTeacherMethod):
 
 
 def _distributions(network: Network, image: Tensor) -> tuple[Tensor, Maps]:
-    """Logits (N, 2, W, H, D), and probabilities over the classes and over the F channels, float32."""
+    """Logits (N, C + 1, W, H, D), and probabilities over the classes and over the F channels, float32."""
     features = network.features(image)  # (N, F, W, H, D), before any dropout
     logits = network.apply_heads(features)["softmax"]
     return logits, {SEG: logits.softmax(dim=1), FEAT: features.float().softmax(dim=1)}

@@ -18,7 +18,7 @@ class DTC(DTCFlags, DualHeadMethod):
     """Dice + 0.3 MSE(SDM) on labeled cases, + lambda(t) MSE between the two masks on all cases."""
 
     def training_step(self, batch: Batch, iteration: int) -> Terms:
-        heads = self.network(batch.image)  # (B, 1, W, H, D) each
+        heads = self.network(batch.image)  # (B, C, W, H, D) each
         terms = self.supervised_terms(heads, batch)
         # The gradient reaches both heads.
         disagreement = F.mse_loss(self.soft_mask(heads["sdm"]), heads["seg"].sigmoid())

@@ -32,20 +32,20 @@ class DTML(DTMLFlags, ConsistencyMethod):
     def training_step(self, batch: Batch, iteration: int) -> Terms:
         """The losses of Sect. 2.2 in one joint step: each network gets the gradient of its own objective."""
         k, weight = self.steepness(iteration), self.options.con_scale * self.consistency_weight(iteration)
-        labeled = slice(batch.num_labeled)  # the first L of B cases; batch.label and batch.sdm are (L, 1, W, H, D)
-        logits = self.m_s(batch.image)["seg"]  # (B, 1, W, H, D)
-        sdm = self.m_d(batch.image)["sdm"]  # (B, 1, W, H, D), in [-1, 1]
+        labeled = slice(batch.num_labeled)  # the first L of B cases; batch.label and batch.sdm are (L, C, W, H, D)
+        logits = self.m_s(batch.image)["seg"]  # (B, C, W, H, D)
+        sdm = self.m_d(batch.image)["sdm"]  # (B, C, W, H, D), in [-1, 1]
 
         l_seg = dice_ce_loss(logits[labeled], batch.label)  # M_s
         l_mask = self.l_mask(sdm[labeled], batch.label, k)  # M_d
         l_dis = self.l_dis(sdm[labeled], batch.sdm)  # M_d; None but for Table 1
-        l_con = F.mse_loss(prob_from_sdm(sdm, k), logits.sigmoid())  # both, on all cases (Eq. 4)
+        l_con = F.mse_loss(prob_from_sdm(sdm, k), logits.sigmoid())  # both, on all cases (Eq. 4), mean over classes
 
         self.monitor["disagreement"] = l_con.detach()
         return existing({"seg": l_seg, "mask": l_mask, "dis": l_dis, "consistency": weight * l_con})
 
     def l_mask(self, sdm: Tensor, label: Tensor, k: float) -> Tensor | None:
-        """Segmentation loss of the soft mask of a map; both (L, 1, W, H, D)."""
+        """Segmentation loss of the soft mask of a map; both (L, C, W, H, D)."""
         if self.options.mask_loss == "dice":
             return dice_loss(prob_from_sdm(sdm, k), label)
         return dice_ce_loss(-k * sdm, label)

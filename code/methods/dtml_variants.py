@@ -34,9 +34,9 @@ class DTMLVariants(DTMLVariantsFlags, DTML):
             return super().training_step(batch, iteration)
         labeled = slice(batch.num_labeled)
         if self.options.branch == "seg":
-            logits = self.m_s(batch.image)["seg"]  # (B, 1, W, H, D)
+            logits = self.m_s(batch.image)["seg"]  # (B, C, W, H, D)
             return {"seg": dice_ce_loss(logits[labeled], batch.label)}
-        sdm = self.m_d(batch.image)["sdm"][labeled]  # (L, 1, W, H, D)
+        sdm = self.m_d(batch.image)["sdm"][labeled]  # (L, C, W, H, D)
         l_mask = self.l_mask(sdm, batch.label, self.steepness(iteration))
         return existing({"mask": l_mask, "dis": self.l_dis(sdm, batch.sdm)})
 
@@ -44,7 +44,7 @@ class DTMLVariants(DTMLVariantsFlags, DTML):
         return None if self.options.sdm_supervision == "sdm" else super().l_mask(sdm, label, k)
 
     def l_dis(self, sdm: Tensor, target: Tensor | None) -> Tensor | None:
-        """Table 1: mean squared difference of the maps, (L, 1, W, H, D) each."""
+        """Table 1: mean squared difference of the maps, (L, C, W, H, D) each."""
         return None if self.options.sdm_supervision == "mask" else F.mse_loss(sdm, target)
 
     def signed_maps(self, image: Tensor) -> dict[str, Tensor]:

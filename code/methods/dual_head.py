@@ -26,7 +26,7 @@ class DualHeadMethod(DualHeadFlags, ConsistencyMethod):
 
     def supervised_terms(self, heads: dict[str, Tensor], batch: Batch) -> Terms:
         """Dice of the segmentation and mean squared error of the map, on the labeled cases."""
-        logits, sdm = (heads[name][: batch.num_labeled] for name in ("seg", "sdm"))  # (L, 1, W, H, D)
+        logits, sdm = (heads[name][: batch.num_labeled] for name in ("seg", "sdm"))  # (L, C, W, H, D)
         return {
             "seg": dice_loss(logits.sigmoid(), batch.label),
             "sdm": self.options.sdm_weight * F.mse_loss(sdm, batch.sdm),

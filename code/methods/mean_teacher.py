@@ -40,12 +40,13 @@ class Teacher(nn.Module):
 
 
 class MeanTeacherMethod(ConsistencyMethod):
-    """A student (two-class softmax) and its exponential moving average as teacher; methods add the step.
+    """A student (a softmax with the background) and its exponential moving average as teacher; methods add the step.
 
     A run is tested with the student, as in the public implementations; --head teacher reports the teacher.
     """
 
     outputs = ("seg", "teacher")
+    exclusive = True
 
     def __init__(self, options: Namespace):
         super().__init__(options)

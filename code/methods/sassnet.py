@@ -29,11 +29,11 @@ class SASSNet(SASSNetFlags, DualHeadMethod):
     def __init__(self, options: Namespace):
         super().__init__(options)
         require_unlabeled(options, "--method sassnet", "train --method dtc")
-        self.critic = SDMCritic(CRITIC_WIDTH * options.n_filters)
+        self.critic = SDMCritic(CRITIC_WIDTH * options.n_filters, num_classes=self.num_classes)
 
     def training_step(self, batch: Batch, iteration: int) -> Terms:
         """G's turn."""
-        heads = self.network(batch.image)  # (B, 1, W, H, D) each
+        heads = self.network(batch.image)  # (B, C, W, H, D) each
         terms = self.supervised_terms(heads, batch)
         with evaluating(self.critic):  # a verdict without dropout
             verdict = self.critic(heads["sdm"][batch.num_labeled :], batch.image[batch.num_labeled :])  # (B - L, 2)
@@ -48,7 +48,7 @@ class SASSNet(SASSNetFlags, DualHeadMethod):
         G's first pass cannot be used again: it had dropout, statistics of the batch and the former weights.
         """
         with torch.no_grad(), evaluating(self.network):
-            sdm = self.network(batch.image, ("sdm",))["sdm"]  # (B, 1, W, H, D)
+            sdm = self.network(batch.image, ("sdm",))["sdm"]  # (B, C, W, H, D)
         verdict = self.critic(sdm, batch.image)  # (B, 2)
         target = critic_target(batch)
         self.monitor["critic_accuracy"] = (verdict.argmax(dim=1) == target).float().mean()

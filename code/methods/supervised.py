@@ -12,14 +12,16 @@ from utils.losses import dice_ce_loss, foreground_prob
 
 
 class Supervised(SupervisedFlags, Method):
-    """0.5 (cross entropy + Dice) on labeled crops; the whole batch is labeled. Two-class softmax as in UA-MT."""
+    """0.5 (cross entropy + Dice) on labeled crops; the whole batch is labeled. Softmax with background, as in UA-MT."""
+
+    exclusive = True
 
     def __init__(self, options: Namespace):
         super().__init__(options)
         self.network = self.make_network("softmax")
 
     def training_step(self, batch: Batch, iteration: int) -> Terms:
-        logits = self.network(batch.image)["softmax"]  # (B, 2, W, H, D)
+        logits = self.network(batch.image)["softmax"]  # (B, C + 1, W, H, D)
         return {"supervised": dice_ce_loss(logits[: batch.num_labeled], batch.label)}
 
     def predict(self, image: Tensor, outputs: Iterable[str] | None = None) -> dict[str, Tensor]:

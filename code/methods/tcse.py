@@ -19,7 +19,7 @@ from methods.base import Terms
 from methods.mean_teacher import MeanTeacherMethod
 from options.methods import TCSEFlags
 from utils.constants import PLANE
-from utils.losses import dice_ce_loss, foreground_prob, masked_mean
+from utils.losses import dice_ce_loss, foreground_prob, masked_mean, squared_difference
 
 SLACK = 1e-5  # of half the field of view: rounding at its border
 
@@ -28,12 +28,11 @@ class TCSE(TCSEFlags, MeanTeacherMethod):
     """Dice + CE on labeled cases, + lambda(t) squared disagreement under transformations."""
 
     def training_step(self, batch: Batch, iteration: int) -> Terms:
-        logits = self.student(batch.image)["softmax"]  # (B, 2, W, H, D)
+        logits = self.student(batch.image)["softmax"]  # (B, C + 1, W, H, D)
         seen = self.teacher.sees(batch)
-        prob = foreground_prob(logits[seen])  # (N, 1, W, H, D)
-        target, valid = self._target(batch.image[seen])  # (N, 1, W, H, D) each
-        # Both classes have the same squared difference, so its mean over them is that of the foreground.
-        disagreement = masked_mean((prob - target).square(), valid)
+        prob = foreground_prob(logits[seen])  # (N, C, W, H, D)
+        target, valid = self._target(batch.image[seen])  # (N, C, W, H, D), (N, 1, W, H, D)
+        disagreement = masked_mean(squared_difference(prob, target), valid)
         return {
             "supervised": dice_ce_loss(logits[: batch.num_labeled], batch.label),
             "consistency": self.consistency_weight(iteration) * disagreement,

@@ -14,26 +14,25 @@ from dataloaders.batch import Batch
 from methods.base import Terms
 from methods.mean_teacher import Maps, MeanTeacherMethod, mean_over_passes
 from options.methods import UAMTFlags
-from utils.losses import binary_entropy, dice_ce_loss, foreground_prob, masked_mean
+from utils.losses import dice_ce_loss, entropy, foreground_prob, masked_mean, squared_difference, with_background
 from utils.schedules import rampup
-
-NORMALISERS = {"code": 1.0, "paper": 2.0}  # see --uamt_norm
 
 
 class UAMT(UAMTFlags, MeanTeacherMethod):
     """Dice + CE on labeled cases, + lambda(t) squared disagreement where the teacher is certain."""
 
     def training_step(self, batch: Batch, iteration: int) -> Terms:
-        logits = self.student(batch.image)["softmax"]  # (B, 2, W, H, D)
+        logits = self.student(batch.image)["softmax"]  # (B, C + 1, W, H, D)
         seen = self.teacher.sees(batch)
-        image, prob = batch.image[seen], foreground_prob(logits[seen])  # (N, 1, W, H, D)
+        image, prob = batch.image[seen], foreground_prob(logits[seen])  # (N, C, W, H, D)
 
         target = self._noisy_pass(image)["prob"]  # one pass of its own, not the mean below
         passes, group = self.options.mc_passes, len(batch.image)
-        mean = mean_over_passes(self._noisy_pass, image, passes, group)["prob"]  # (N, 1, W, H, D)
-        certain = binary_entropy(mean) < uncertainty_threshold(iteration, self.options.max_iterations)
-        # Both classes have the same squared difference, so its mean over them is that of the foreground.
-        disagreement = NORMALISERS[self.options.uamt_norm] * masked_mean((prob - target).square(), certain)
+        mean = mean_over_passes(self._noisy_pass, image, passes, group)["prob"]  # (N, C, W, H, D)
+        certain = entropy(with_background(mean)) < self._threshold(iteration)  # (N, 1, W, H, D)
+        disagreement = masked_mean(squared_difference(prob, target), certain)
+        if self.options.uamt_norm == "paper":  # the sum over the classes, not their mean
+            disagreement = (self.num_classes + 1) * disagreement
 
         self.monitor["certain"] = certain.float().mean()
         return {
@@ -45,12 +44,14 @@ class UAMT(UAMTFlags, MeanTeacherMethod):
     def _noisy_pass(self, image: Tensor) -> Maps:
         return {"prob": foreground_prob(self.teacher.network(self.teacher.perturb(image))["softmax"])}
 
+    def _threshold(self, iteration: int) -> float:
+        return uncertainty_threshold(iteration, self.options.max_iterations, self.num_classes)
+
     def courses(self) -> list[str]:
-        length = self.options.max_iterations
-        first, last = (uncertainty_threshold(iteration, length) for iteration in (0, length))
+        first, last = (self._threshold(iteration) for iteration in (0, self.options.max_iterations))
         return [*super().courses(), f"uncertainty threshold from {first:.3f} to {last:.3f}"]
 
 
-def uncertainty_threshold(iteration: int, iterations: int) -> float:
-    """H(t) = (3/4 + 1/4 exp(-5 (1 - t/T)^2)) ln 2, in nats: 0.521 at the start, ln 2 (everything passes) at the end."""
-    return (0.75 + 0.25 * rampup(iteration, iterations)) * math.log(2)
+def uncertainty_threshold(iteration: int, iterations: int, num_classes: int = 1) -> float:
+    """H(t) = (3/4 + 1/4 exp(-5 (1 - t/T)^2)) U, in nats; U = ln(C + 1), the largest entropy, lets everything pass."""
+    return (0.75 + 0.25 * rampup(iteration, iterations)) * math.log(num_classes + 1)

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from utils.constants import GROUPS
 
-HEAD_CHANNELS = {"seg": 1, "sdm": 1, "softmax": 2}
-
 
 class Network(nn.Module):
     """A network: a trunk, `features`, and 1x1x1 heads with names.
@@ -23,10 +21,13 @@ class Network(nn.Module):
 
     stride: ClassVar[int]  # what each axis of an image for `features` must be a multiple of
 
-    def add_heads(self, heads: Iterable[str], n_filters: int, dropout: float, norm: str, sdm_head: str) -> None:
+    def add_heads(
+        self, heads: Iterable[str], n_filters: int, dropout: float, norm: str, sdm_head: str, num_classes: int
+    ) -> None:
         """The heads and the dropout before them; the trunk may use the same dropout at its deepest level."""
         self.dropout = nn.Dropout3d(dropout)
-        self.heads = nn.ModuleDict({name: nn.Conv3d(n_filters, HEAD_CHANNELS[name], 1) for name in heads})
+        channels = {"seg": num_classes, "sdm": num_classes, "softmax": num_classes + 1}
+        self.heads = nn.ModuleDict({name: nn.Conv3d(n_filters, channels[name], 1) for name in heads})
         if sdm_head == "block" and "sdm" in self.heads:
             block = nn.Sequential(*with_norm_relu(nn.Conv3d(n_filters, n_filters, 3, padding=1), norm))
             self.heads["sdm"] = nn.Sequential(block, self.heads["sdm"])

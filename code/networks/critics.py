@@ -20,20 +20,20 @@ class SDMCritic(nn.Module):
     7x7x5 average pooling, which ties it to patches of 112x112x80; the mean over all voxels is the same number
     there, with the same weights (11,020,290 of them at 64 filters), and works at any patch.
 
-    Args: n_filters, channels after the first halving, doubled at each of the three below.
+    Args: n_filters, channels after the first halving, doubled at each of the three below; num_classes, C.
     """
 
-    def __init__(self, n_filters: int = 64, dropout: float = 0.5):
+    def __init__(self, n_filters: int = 64, dropout: float = 0.5, num_classes: int = 1):
         super().__init__()
         widths = [n_filters * 2**level for level in range(4)]
-        self.embed_map = nn.Conv3d(1, n_filters, 4, stride=2, padding=1)
+        self.embed_map = nn.Conv3d(num_classes, n_filters, 4, stride=2, padding=1)
         self.embed_image = nn.Conv3d(1, n_filters, 4, stride=2, padding=1)
         self.down = nn.ModuleList(nn.Conv3d(a, b, 4, stride=2, padding=1) for a, b in pairwise(widths))
         self.dropout = nn.Dropout3d(dropout)
         self.classifier = nn.Linear(widths[-1], 2)
 
     def forward(self, sdm: Tensor, image: Tensor) -> Tensor:
-        """Args: sdm and image, (B, 1, W, H, D), each axis at least 16.
+        """Args: sdm, (B, C, W, H, D), and image, (B, 1, W, H, D), each axis at least 16.
 
         Returns: (B, 2) float32 logits of (unlabeled, labeled).
         """
@@ -53,20 +53,20 @@ class ConfidenceNet(nn.Module):
     implementation, which never leaves training mode; keeping no running ones, the network does not change when it
     is asked.
 
-    Args: n_filters, channels at full resolution, doubled at each of the three levels below.
+    Args: n_filters, channels at full resolution, doubled at each of the three levels below; num_classes, C.
     """
 
-    def __init__(self, n_filters: int = 32):
+    def __init__(self, n_filters: int = 32, num_classes: int = 1):
         super().__init__()
         steps = list(pairwise(n_filters * 2**level for level in range(4)))
-        self.stem = nn.Conv3d(2, n_filters, 3, padding=1)
+        self.stem = nn.Conv3d(num_classes + 1, n_filters, 3, padding=1)
         self.down = nn.ModuleList(nn.Conv3d(a, b, 4, stride=2, padding=1) for a, b in steps)
         self.up = nn.ModuleList(nn.ConvTranspose3d(b, a, 4, stride=2, padding=1) for a, b in reversed(steps))
         self.norm = nn.ModuleList(nn.BatchNorm3d(a, track_running_stats=False) for a, _ in reversed(steps))
         self.head = nn.Conv3d(n_filters, 1, 1)
 
     def forward(self, prob: Tensor) -> Tensor:
-        """Args: prob, (B, 2, W, H, D), background and foreground, each axis at least 16.
+        """Args: prob, (B, C + 1, W, H, D), background and foreground, each axis at least 16.
 
         Returns: (B, 1, W, H, D) float32 logits, whose sigmoid is the confidence map.
         """

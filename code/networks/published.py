@@ -1,6 +1,6 @@
 """Weights of the public left-atrium codes (UA-MT, SASSNet, DTC, DTML) for the V-Net of this project.
 
-Those codes share one V-Net, trained with batch norm. Only names differ: `block_three.conv.3.weight` there is
+Those codes share one V-Net, for one class, with batch norm. Only names differ: `block_three.conv.3.weight` there is
 `encoder.2.3.weight` here. Their `vnet.py` (UA-MT) ends in `out_conv`, two classes; their `vnet_sdf.py` (SASSNet,
 DTC, DTML) ends in `out_conv`, the signed distance map before its tanh, and `out_conv2`, the segmentation. In
 DTML's pair of files, `*_seg.pth` trained only the latter and `*_dis.pth` only the former.
@@ -39,7 +39,9 @@ def load_published(network: VNet, path: Path) -> list[str]:
     Raises: InputError for a file that cannot be read, or holds another architecture, width or norm.
     """
     weights = _read(path)
-    layers = {head: layer for head, layer in _head_layers(weights).items() if _is_published(network, head)}
+    layers = {
+        head: layer for head, layer in _head_layers(weights).items() if _fits(network, head, weights[f"{layer}.weight"])
+    }
     names = {ours: theirs for ours in network.state_dict() if (theirs := _published_name(ours, layers)) is not None}
     _require_fit(network, weights, names, path)
     loaded = {ours: weights[theirs] for ours, theirs in names.items() if theirs in weights}
@@ -84,9 +86,10 @@ def _head_layers(weights: Weights) -> dict[str, str]:
     return layers
 
 
-def _is_published(network: VNet, head: str) -> bool:
-    """Whether a head is of the form of the public implementations: a single convolution."""
-    return head in network.heads and isinstance(network.heads[head], nn.Conv3d)
+def _fits(network: VNet, head: str, weight: Tensor) -> bool:
+    """Whether a head is of the form of the public implementations, a single convolution, and of as many classes."""
+    own = network.heads[head] if head in network.heads else None
+    return isinstance(own, nn.Conv3d) and len(own.weight) == len(weight)
 
 
 def _published_name(ours: str, layers: dict[str, str]) -> str | None:

@@ -47,6 +47,7 @@ class ResidualUNet(Network):
         dropout: float = 0.5,
         norm: str = "batch",
         sdm_head: str = "conv",
+        num_classes: int = 1,
     ):
         super().__init__()
         widths = [n_filters * 2**level for level in range(len(BLOCKS))]
@@ -63,7 +64,7 @@ class ResidualUNet(Network):
         self.decoder = nn.ModuleList(
             nn.Sequential(*with_norm_relu(nn.Conv3d(2 * width, width, 3, padding=1), norm)) for _, width in steps
         )
-        self.add_heads(heads, n_filters, dropout, norm, sdm_head)
+        self.add_heads(heads, n_filters, dropout, norm, sdm_head, num_classes)
 
     def features(self, image: Tensor) -> Tensor:
         """Output of the last decoder block."""

@@ -16,12 +16,14 @@ class VNet(Network):
     """V-Net with named heads.
 
     Args:
-        heads: any of `seg` (1-channel logits), `sdm` (1-channel tanh, in [-1, 1]), `softmax` (2-channel logits).
+        heads: any of `seg` (logits of C channels), `sdm` (C channels of tanh, in [-1, 1]), `softmax` (logits of C + 1
+            channels, background first).
         n_filters: channels at full resolution; doubled at each of the four levels below.
         dropout: probability of the channel-wise dropout after the deepest block and before the heads.
         norm: `batch`, `instance` or `group`.
         sdm_head: `conv` for the public implementations' head, `block` for the papers' "3D convolution block" (a 3x3x3
             convolution, norm and ReLU) before it.
+        num_classes: C, the number of foreground classes.
     """
 
     stride = 16  # four halvings
@@ -33,6 +35,7 @@ class VNet(Network):
         dropout: float = 0.5,
         norm: str = "batch",
         sdm_head: str = "conv",
+        num_classes: int = 1,
     ):
         super().__init__()
         depths, widths = (1, 2, 3, 3, 3), [n_filters * 2**level for level in range(5)]
@@ -58,7 +61,7 @@ class VNet(Network):
         self.decoder = nn.ModuleList(
             block(depth, width) for depth, width in zip(depths[3::-1], widths[3::-1], strict=True)
         )
-        self.add_heads(heads, n_filters, dropout, norm, sdm_head)
+        self.add_heads(heads, n_filters, dropout, norm, sdm_head, num_classes)
 
     def features(self, image: Tensor) -> Tensor:
         """Output of the last decoder block."""

@@ -10,6 +10,7 @@ from options.presets import COMPAT, PRESETS
 from options.types import PathHere, PathsHere, at_least, between, positive, share
 from utils.constants import MIN_PATCH
 from utils.files import REPOSITORY, repository_path
+from utils.labels import MOST_CLASSES
 from utils.schedules import RAMP_UNIT
 
 OFFICIAL = REPOSITORY / "data" / "LA"  # where the official lists are, whatever --root_path holds
@@ -60,6 +61,11 @@ def add_data_options(parser: ArgumentParser) -> None:
         "--unlabelnum",
         type=at_least(0),
         help="unlabeled cases: the first N after the labeled ones (default: all)",
+    )
+    group.add_argument(
+        "--num_classes",
+        type=between(1, MOST_CLASSES),
+        help="foreground classes of the labels (default: those that the labeled cases record, else 1)",
     )
     group.add_argument(
         "--scale", type=positive, default=1.0, help="resample volumes by this factor; tests score natively"

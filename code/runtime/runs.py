@@ -182,6 +182,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     options = state.get("options") if isinstance(state, dict) else None
     if isinstance(options, dict):
         options.setdefault("network", "vnet")  # the only one before the flag
+        options.setdefault("num_classes", 1)  # the only number before the flag
     if not isinstance(options, dict) or not OF_A_RUN <= options.keys() or not {"networks", "iteration"} <= state.keys():
         raise InputError(f"{path} is not a checkpoint of this project; published weights go to --pretrained")
     return state

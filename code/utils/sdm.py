@@ -46,17 +46,17 @@ def signed_distance(mask: np.ndarray, empty: str = "sign") -> np.ndarray:
 
 
 def signed_distance_batch(label: torch.Tensor, empty: str = "sign") -> torch.Tensor:
-    """`signed_distance` of every label of a batch, on the CPU.
+    """`signed_distance` of every class of every label of a batch, on the CPU.
 
-    Args: label, (L, 1, W, H, D) in [0, 1], of which label > 0.5 is the mask; `empty` as in `signed_distance`.
-    Returns: (L, 1, W, H, D), float32 in [-1, 1].
+    Args: label, (L, C, W, H, D) in [0, 1], of which label > 0.5 is the mask; `empty` as in `signed_distance`.
+    Returns: (L, C, W, H, D), float32 in [-1, 1].
     """
-    if label.ndim != 5 or label.shape[1] != 1:
-        raise ValueError(f"label must be (L, 1, W, H, D), not {tuple(label.shape)}")
+    if label.ndim != 5:
+        raise ValueError(f"label must be (L, C, W, H, D), not {tuple(label.shape)}")
     masks = (label > 0.5).numpy()
     sdm = np.empty(masks.shape, dtype=np.float32)
-    for index, mask in enumerate(masks[:, 0]):
-        sdm[index, 0] = signed_distance(mask, empty)
+    for index in np.ndindex(masks.shape[:2]):
+        sdm[index] = signed_distance(masks[index], empty)
     return torch.from_numpy(sdm)
 
 

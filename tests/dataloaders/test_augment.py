@@ -24,8 +24,9 @@ def numbered(shape) -> np.ndarray:
     return np.roll(np.arange(math.prod(shape), dtype=np.float32).reshape(shape), 1, axis=(0, 1, 2))
 
 
-def reader(volume):
-    return lambda start, size: read_region(volume, start, size, fill=volume.min())
+def cropped(transform, volume):
+    """The patch that a transform takes from a volume."""
+    return apply_transform(transform, read_region(volume, transform.start, transform.size, fill=volume.min()))
 
 
 def turn(volume, turns, flip_axis):
@@ -43,7 +44,7 @@ def starts_in_turned_volume(shape, transforms):
     """Where each crop lies in the whole volume turned first, which it must equal voxel for voxel."""
     volume, starts = numbered(shape), {}
     for transform in transforms:
-        crop = apply_transform(transform, reader(volume))
+        crop = cropped(transform, volume)
         turned = turn(volume, transform.quarter_turns, transform.flip_axis)
         start = tuple(int(i) for i in np.argwhere(turned == crop[0, 0, 0])[0])
         there = turned[tuple(slice(s, s + n) for s, n in zip(start, PATCH, strict=True))]
@@ -66,7 +67,7 @@ def linear_map(transform) -> tuple[int, ...]:
     """The in-plane matrix (a, b, c, d) of a symmetry, found from where the voxels of a 3 x 3 square end up."""
     x, y = np.meshgrid(np.arange(-1, 2), np.arange(-1, 2), indexing="ij")
     square = Transform((0, 0, 0), (3, 3, 1), (3, 3, 1), transform.quarter_turns, transform.flip_axis)
-    x, y = (apply_transform(square, reader(axis[..., None])) for axis in (x, y))
+    x, y = (cropped(square, axis[..., None]) for axis in (x, y))
     return int(x[2, 1, 0]), int(x[1, 2, 0]), int(y[2, 1, 0]), int(y[1, 2, 0])
 
 
@@ -105,7 +106,7 @@ def test_small_volume_is_padded_with_its_minimum_and_centred(shape):
         turned = turn(volume, transform.quarter_turns, transform.flip_axis)
         missing = [max(p - n, 0) for p, n in zip(patch, turned.shape, strict=True)]
         padded = np.pad(turned, [(m // 2, m - m // 2) for m in missing], constant_values=volume.min())
-        crop = apply_transform(transform, reader(volume))
+        crop = cropped(transform, volume)
         windows = np.lib.stride_tricks.sliding_window_view(padded, patch).reshape(-1, *patch)
         assert any(np.array_equal(crop, window) for window in windows)
         seen.add((transform.quarter_turns, transform.flip_axis))
@@ -116,7 +117,7 @@ def test_without_zoom_and_rotation_nothing_is_interpolated():
     for transform in draws(50):
         assert (transform.zoom, transform.angle, transform.intensity) == (1.0, 0.0, None)
         assert transform.size == transposed(PATCH, transform.quarter_turns)
-        values = apply_transform(transform, reader(numbered(SHAPE)))
+        values = cropped(transform, numbered(SHAPE))
         assert values.shape == PATCH and np.array_equal(values, np.round(values))
 
 
@@ -135,7 +136,7 @@ def sampled(volume, transform):
 def test_zoom_and_rotation_agree_with_scipy(zoom, angle):
     volume = np.random.default_rng(3).normal(size=(40, 37, 30)).astype(np.float32)
     for transform in draws(40, 1, volume.shape, (12, 17, 10), aug_zoom=zoom, aug_rotate=angle):
-        crop = apply_transform(transform, reader(volume))
+        crop = cropped(transform, volume)
         assert crop.shape == (12, 17, 10) and crop.dtype == np.float32
         np.testing.assert_allclose(crop, sampled(volume, transform), atol=2e-4)
 
@@ -146,7 +147,7 @@ def test_zoom_above_one_enlarges_the_anatomy():
     for zoom in (0.8, 1.0, 1.25):
         size = (int(30 / zoom) + 1,) * 3
         start = tuple((40 - n) // 2 for n in size)
-        crop = apply_transform(Transform(start, size, (30, 30, 30), 0, None, zoom, 0.0), reader(ball))
+        crop = cropped(Transform(start, size, (30, 30, 30), 0, None, zoom, 0.0), ball)
         sizes[zoom] = crop.sum()
     assert sizes[1.25] / sizes[1.0] == pytest.approx(1.25**3, rel=0.03)
     assert sizes[0.8] / sizes[1.0] == pytest.approx(0.8**3, rel=0.03)
@@ -156,9 +157,18 @@ def test_image_and_label_stay_aligned():
     label = (np.random.default_rng(0).random((24, 22, 20)) > 0.5).astype(np.uint8)
     image = 3 * label.astype(np.float32) - 1
     for transform in draws(30, shape=label.shape, patch=(10, 12, 8), aug_zoom=0.2, aug_rotate=20):
-        soft = apply_transform(transform, reader(label))
+        soft = cropped(transform, label)
         assert 0 <= soft.min() and soft.max() <= 1
-        np.testing.assert_allclose(apply_transform(transform, reader(image)), 3 * soft - 1, atol=1e-5)
+        np.testing.assert_allclose(cropped(transform, image), 3 * soft - 1, atol=1e-5)
+
+
+def test_every_channel_is_transformed_as_it_would_be_alone():
+    volumes = np.random.default_rng(0).random((3, 24, 22, 20)).astype(np.float32)
+    for changes in ({}, {"aug_zoom": 0.2, "aug_rotate": 20}):
+        for transform in draws(10, shape=volumes.shape[1:], patch=(10, 12, 8), **changes):
+            together = cropped(transform, volumes)
+            assert together.shape == (3, 10, 12, 8)
+            np.testing.assert_array_equal(together, [cropped(transform, volume) for volume in volumes])
 
 
 def test_zoom_and_rotation_keep_to_their_range():
@@ -172,7 +182,7 @@ def test_zoom_and_rotation_keep_to_their_range():
 def test_zoomed_region_of_a_volume_just_large_enough_for_the_patch():
     volume = numbered(PATCH) - 5
     for transform in draws(100, shape=PATCH, aug_zoom=0.5, aug_rotate=45):
-        crop = apply_transform(transform, reader(volume))
+        crop = cropped(transform, volume)
         assert crop.shape == PATCH and np.isfinite(crop).all() and crop.min() >= volume.min() - 1e-4
 
 
@@ -186,7 +196,7 @@ def test_zoomed_region_of_a_volume_just_large_enough_for_the_patch():
 )
 def test_one_slice(transform):
     volume = numbered((20, 20, 1))
-    np.testing.assert_allclose(apply_transform(transform, reader(volume)), sampled(volume, transform), atol=1e-3)
+    np.testing.assert_allclose(cropped(transform, volume), sampled(volume, transform), atol=1e-3)
 
 
 def test_same_random_numbers_same_transform():

@@ -46,6 +46,7 @@ def root(tmp_path_factory):
 def flags(root, **changes) -> Namespace:
     plain = {
         "root_path": str(root),
+        "num_classes": None,
         "scale": 1.0,
         "cache": "ram",
         "patch_size": list(PATCH),
@@ -249,7 +250,35 @@ def test_labels_at_half_scale_are_area_averages(tmp_path):
     soft = store.label("a", (0, 0, 0), (4, 4, 3))
     expected = np.zeros((4, 4, 3), np.float32)
     expected[0, 0, 0], expected[1, 0, 0], expected[2, 1, 2] = 1 / 8, 1, 1 / 2
-    np.testing.assert_array_equal(soft, expected)
+    np.testing.assert_array_equal(soft, expected[None])
+
+
+@pytest.mark.parametrize("cache", ["ram", "none"])
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_a_label_of_several_classes_has_a_channel_for_each(tmp_path, scale, cache):
+    """Each as if it were alone: area averages of masks, never of class numbers."""
+    label = np.random.default_rng(0).integers(0, 4, SHAPE).astype(np.uint8)
+    several = {"num_classes": 3, "scale": scale, "cache": cache, "aug_zoom": 0.3 * (scale == 1)}
+    write_case(tmp_path, "all", label.astype(np.float32), label)
+    batches = make_stream(tmp_path, ["all"], [], batch_size=2, **several)
+    assert batches.batch_bytes == 4 * (2 + 2 * 3) * math.prod(PATCH)
+    for number in (1, 2, 3):
+        root = tmp_path / str(number)
+        write_case(root, "all", label.astype(np.float32), (label == number).astype(np.uint8))
+        alone = make_stream(root, ["all"], [], batch_size=2, **several | {"num_classes": 1})
+        for iteration in range(4):
+            together = batches[iteration].label
+            assert together.shape == (2, 3, *PATCH) and together.dtype == torch.float32
+            assert torch.equal(together[:, number - 1 : number], alone[iteration].label)
+
+
+@pytest.mark.parametrize("cache", ["ram", "none"])
+def test_a_store_knows_the_classes_that_no_labeled_case_holds(tmp_path, cache):
+    for case, values in (("a", (0, 1)), ("b", (0, 4))):
+        write_case(tmp_path, case, np.zeros(SHAPE), np.random.default_rng(0).choice(values, SHAPE).astype(np.uint8))
+    options = flags(tmp_path, num_classes=4, cache=cache)
+    assert CaseStore(options, ["a", "b"], []).absent == {2, 3}
+    assert CaseStore(options, ["a"], ["b"]).absent == {2, 3, 4}
 
 
 @pytest.mark.parametrize("size", [(4, 3, 2), (5, 4, 3), (8, 5, 1), (1, 1, 1)])

@@ -222,7 +222,7 @@ def tiles(figure: Figure) -> dict[str, np.ndarray]:
 
 def test_panel_shows_the_middle_slice_of_scan_probability_and_map(image, drawn):
     label, seg, sdm = (np.random.default_rng(seed).random(image.shape) for seed in (1, 2, 3))
-    panel = training_panel(image, label, {"seg": seg, "mean": label}, sdm - 0.5)
+    panel = training_panel(image, label[None], {"seg": seg[None], "mean": label[None]}, sdm[None] - 0.5)
     assert panel.dtype == np.uint8 and panel.ndim == 3 and panel.shape[2] == 3
     for picture, volume in zip(tiles(drawn[0]).values(), (image, seg, sdm - 0.5), strict=True):
         np.testing.assert_array_equal(picture, volume[:, :, 8].T)
@@ -231,21 +231,36 @@ def test_panel_shows_the_middle_slice_of_scan_probability_and_map(image, drawn):
 def test_panel_scales(image, drawn):
     sdm = np.zeros(image.shape)
     sdm[3, 4, 8], sdm[5, 6, 8], sdm[0, 0, 0] = -0.25, 0.125, 1.0  # the last one is not in the slice
-    training_panel(image, None, {"seg": image}, sdm)
+    training_panel(image, None, {"seg": image[None]}, sdm[None])
     limits = [ax.images[0].get_clim() for ax in drawn[0].axes if ax.get_title()]
     assert limits[1:] == [(0, 1), (-0.25, 0.25)]
 
 
 def test_panel_contour_lies_on_the_pixels_of_the_label(image, drawn):
-    training_panel(image, box(image.shape, (3, 5), (6, 9), (8, 9)), {"seg": image})
+    training_panel(image, box(image.shape, (3, 5), (6, 9), (8, 9))[None], {"seg": image[None]})
     for ax in [ax for ax in drawn[0].axes if ax.get_title()]:
         ((_, vertices),) = contours(ax)
         np.testing.assert_allclose((vertices.min(axis=0), vertices.max(axis=0)), ((2.5, 5.5), (4.5, 8.5)))
 
 
+def test_panel_of_several_classes(image, drawn):
+    """A contour of its own colour for each; the most probable class, and the distance to the closest."""
+    label = np.stack([box(image.shape, (3, 5), (6, 9), (8, 9)), box(image.shape, (10, 15), (6, 9), (8, 9))])
+    prob, sdm = np.random.default_rng(0).random((2, 2, *image.shape))
+    training_panel(image, label, {"seg": prob}, sdm)
+    shown = [ax for ax in drawn[0].axes if ax.get_title()]
+    for ax in shown:
+        colors, vertices = zip(*contours(ax), strict=True)
+        assert len(set(colors)) == 2
+        assert [corners[:, 0].min() for corners in vertices] == [2.5, 9.5]
+    np.testing.assert_array_equal(shown[1].images[0].get_array(), prob.max(axis=0)[:, :, 8].T)
+    np.testing.assert_array_equal(shown[2].images[0].get_array(), sdm.min(axis=0)[:, :, 8].T)
+
+
 @pytest.mark.parametrize("label", [None, np.zeros((24, 20, 16))], ids=["unlabeled", "empty label"])
 def test_panel_without_foreground_or_distance(image, drawn, label):
-    panel = training_panel(image, label, {"seg": image * 0}, image * 0)
+    label, empty = label if label is None else label[None], image[None] * 0
+    panel = training_panel(image, label, {"seg": empty}, empty)
     shown = [ax for ax in drawn[0].axes if ax.get_title()]
     assert len(shown) == 3
     assert not any(contours(ax) for ax in shown)
@@ -255,7 +270,7 @@ def test_panel_without_foreground_or_distance(image, drawn, label):
 
 def test_panel_has_one_size_for_all_patches():
     small, large = (np.random.default_rng(0).random((side, side, 8)) for side in (32, 112))
-    panels = [training_panel(patch, patch, {"seg": patch}, patch) for patch in (small, large)]
+    panels = [training_panel(patch, patch[None], {"seg": patch[None]}, patch[None]) for patch in (small, large)]
     assert panels[0].shape == panels[1].shape
     assert panels[0].shape[0] >= 220
 

@@ -24,10 +24,11 @@ def constant(patches):
 
 
 def position_dependent(patches):
-    """Two outputs that depend on every voxel around and on the place in the window."""
+    """Two outputs, of two classes, that depend on every voxel around and on the place in the window."""
     kernel = torch.arange(27, dtype=patches.dtype).reshape(1, 1, 3, 3, 3).sin()
     ramp = torch.linspace(-1, 1, patches[0].numel(), dtype=patches.dtype).reshape(patches.shape[1:])
     logits = F.conv3d(patches, kernel, padding=1) + ramp + patches.mean(dim=(1, 2, 3, 4), keepdim=True)
+    logits = torch.cat((logits, logits.sin()), dim=1)
     return {"seg": torch.sigmoid(logits), "sdm": torch.sigmoid(-2 * logits)}
 
 
@@ -41,11 +42,11 @@ def one_at_a_time(image, patch, stride, weight):
         start = [min(s * i, n - p) for i, s, n, p in zip(index, stride, padded.shape, patch, strict=True)]
         window = tuple(slice(a, a + p) for a, p in zip(start, patch, strict=True))
         for name, prob in position_dependent(torch.from_numpy(padded[window])[None, None]).items():
-            total.setdefault(name, np.zeros(padded.shape))[window] += weight * prob[0, 0].numpy()
+            total.setdefault(name, np.zeros((2, *padded.shape)))[:, *window] += weight * prob[0].numpy()
         visits[window] += weight
     assert visits.min() > 0
     inside = tuple(slice(m // 2, m // 2 + n) for m, n in zip(missing, image.shape, strict=True))
-    return {name: (sums / visits)[inside] for name, sums in total.items()}
+    return {name: (sums / visits)[:, *inside] for name, sums in total.items()}
 
 
 # --- windows
@@ -104,7 +105,7 @@ def test_gaussian_weight():
 @pytest.mark.parametrize("shape", [(20, 17, 12), (8, 6, 5), (3, 17, 4), (1, 1, 1)])
 def test_constant_network_gives_a_constant_map(shape, blend):
     prob = sliding_window(constant, torch.rand(shape), PATCH, STRIDE, blend)["seg"]
-    assert prob.shape == shape and prob.dtype == torch.float32
+    assert prob.shape == (1, *shape) and prob.dtype == torch.float32
     np.testing.assert_allclose(prob, 0.3, atol=1e-6)
 
 
@@ -140,6 +141,7 @@ class Fake(torch.nn.Module):
     """A method that predicts from gray values alone, and records how it was called."""
 
     outputs = ("seg", "sdm")
+    exclusive = False
 
     def __init__(self, formula):
         super().__init__()
@@ -154,6 +156,7 @@ class Fake(torch.nn.Module):
 
 def flags(**changes) -> Namespace:
     plain = {
+        "num_classes": 1,
         "scale": 1.0,
         "patch_size": [16, 16, 16],
         "stride_xy": 9,
@@ -177,7 +180,7 @@ def blob(shape) -> np.ndarray:
 @pytest.mark.parametrize("blend", ["uniform", "gaussian"])
 def test_native_scale_is_the_identity(blend):
     image = np.random.default_rng(0).random((23, 17, 12)).astype(np.float32)
-    prob = predict_volume(Fake(torch.clone), image, flags(blend=blend), CPU)["seg"]
+    (prob,) = predict_volume(Fake(torch.clone), image, flags(blend=blend), CPU)["seg"]
     assert prob.dtype == np.float32
     np.testing.assert_allclose(prob, image, atol=1e-6)
 
@@ -186,7 +189,7 @@ def test_native_scale_is_the_identity(blend):
 @pytest.mark.parametrize("shape", [(48, 40, 36), (47, 41, 35), (61, 31, 33)])
 def test_prediction_returns_to_the_native_grid(shape, scale):
     field = blob(shape)
-    prob = predict_volume(Fake(torch.sigmoid), field, flags(scale=scale), CPU)["seg"]
+    (prob,) = predict_volume(Fake(torch.sigmoid), field, flags(scale=scale), CPU)["seg"]
     assert prob.shape == shape and 0 <= prob.min() and prob.max() <= 1
     mask, label = prob > 0.5, field > 0
     assert 2 * (mask & label).sum() / (mask.sum() + label.sum()) > 0.98
@@ -204,7 +207,8 @@ def test_the_whole_window_sees_the_scan_once_and_never_less_than_a_patch(shape):
 
     image = np.random.default_rng(0).random(shape).astype(np.float32)
     options = flags(window="whole", blend="gaussian")
-    np.testing.assert_allclose(predict_volume(Fake(formula), image, options, CPU, ("seg",))["seg"], image, atol=1e-6)
+    (prob,) = predict_volume(Fake(formula), image, options, CPU, ("seg",))["seg"]
+    np.testing.assert_allclose(prob, image, atol=1e-6)
     assert seen == [(1, 1, *np.maximum(shape, 16))]
 
 
@@ -220,7 +224,8 @@ def test_sums_are_kept_on_the_host_where_a_gpu_has_no_room(monkeypatch):
     asked = []
     monkeypatch.setattr("inference.windows.device_with_room", lambda device, needed: asked.append(needed) or CPU)
     predict_volume(Fake(torch.sigmoid), blob((20, 20, 20)), flags(), CPU, ("seg",))
-    assert asked == [room // 2]
+    predict_volume(Fake(torch.sigmoid), blob((20, 20, 20)), flags(num_classes=3), CPU, ("seg",))
+    assert asked == [room // 2, room // 2 // 4 * (2 + 3 * 2)]  # image, visits, sums and quotients of each class
 
 
 def test_only_the_wanted_outputs_without_dropout_or_gradients():
@@ -254,7 +259,7 @@ def test_mixed_precision_is_on_only_where_asked_for():
 def test_arrays_that_torch_cannot_take_as_they_are():
     image = blob((20, 18, 16))
     for odd in (image[::-1], np.asfortranarray(image), image.astype(np.float64)):
-        prob = predict_volume(Fake(torch.sigmoid), odd, flags(), CPU)["seg"]
+        (prob,) = predict_volume(Fake(torch.sigmoid), odd, flags(), CPU)["seg"]
         np.testing.assert_allclose(prob, 1 / (1 + np.exp(-odd)), atol=1e-6)
 
 
@@ -269,7 +274,34 @@ def test_dice_of_cases(tmp_path):
         with h5py.File(case_path(tmp_path, name), "w") as file:
             file["image"], file["label"] = seen.astype(np.float32), label
     method, options = Fake(torch.clone), flags(root_path=str(tmp_path))
-    assert dice_of_cases(method, ["found", "missed", "half"], options, CPU) == pytest.approx((1 + 0 + 2 / 3) / 3)
+    assert dice_of_cases(method, ["found", "missed", "half"], options, CPU) == [pytest.approx((1 + 0 + 2 / 3) / 3)]
     assert method.asked == {("seg",)}
-    assert dice_of_cases(method, ["found"], flags(root_path=str(tmp_path), head="sdm"), CPU) == 1
+    assert dice_of_cases(method, ["found"], flags(root_path=str(tmp_path), head="sdm"), CPU) == [1]
     assert method.asked == {("seg",), ("sdm",)}
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_every_class_returns_to_the_native_grid(scale):
+    field = blob((40, 36, 32))
+    method = Fake(lambda image: torch.cat((image, 1 - image / 2, image - 3), dim=1).sigmoid())
+    probs = predict_volume(method, field, flags(scale=scale), CPU, ("seg",))["seg"]
+    assert probs.shape == (3, *field.shape)
+    for prob, formula in zip(probs, (lambda x: x, lambda x: 1 - x / 2, lambda x: x - 3), strict=True):
+        (alone,) = predict_volume(Fake(lambda x, f=formula: f(x).sigmoid()), field, flags(scale=scale), CPU)["seg"]
+        np.testing.assert_array_equal(prob, alone)
+
+
+def test_dice_of_cases_has_a_number_per_class(tmp_path):
+    """The image says which class is seen: the first whole, of the second a half, and the third where it is not."""
+    label = np.zeros((16, 16, 16), np.uint8)
+    label[2:6], label[6:10, 4:12], label[12:] = 1, 2, 3
+    seen = label.copy()
+    seen[6:8], seen[12:] = 0, 0
+    seen[:1] = 3
+    case_path(tmp_path, "a").parent.mkdir()
+    with h5py.File(case_path(tmp_path, "a"), "w") as file:
+        file["image"], file["label"] = seen.astype(np.float32), label
+    method = Fake(lambda image: torch.cat([(image == number).float() for number in (1, 2, 3)], dim=1))
+    for method.exclusive in (True, False):
+        dice = dice_of_cases(method, ["a"], flags(root_path=str(tmp_path), num_classes=3), CPU)
+        assert dice == [1, pytest.approx(2 / 3), 0]

@@ -125,7 +125,7 @@ def test_wrong_calls_raise():
         signed_distance(blob(1), empty="zero")
     with pytest.raises(ValueError, match="volume"):
         signed_distance(blob(1)[None])
-    for shape in (SHAPE, (2, *SHAPE), (2, 1, 16, 12), (2, 2, *SHAPE)):
+    for shape in (SHAPE, (2, *SHAPE), (2, 1, 16, 12)):
         with pytest.raises(ValueError, match="label"):
             signed_distance_batch(torch.zeros(shape))
 
