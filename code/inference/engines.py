@@ -3,6 +3,7 @@
 import warnings
 from argparse import Namespace
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import torch
@@ -32,6 +33,14 @@ def on_engine(method: Method, device: torch.device, options: Namespace) -> nn.Mo
     return OpenVINOMethod(method, options.amp)
 
 
+@cache
+def _core() -> Any:
+    """OpenVINO's: one, for each sets a stack for signals, and one that goes would take that of another along."""
+    import openvino
+
+    return openvino.Core()
+
+
 class OpenVINOMethod(nn.Module):
     """Predicts what a method does: in float32 to 1e-4, before a steep transform of distances magnifies it."""
 
@@ -55,8 +64,6 @@ class OpenVINOMethod(nn.Module):
         return self._run("signed_maps", image)
 
     def _run(self, call: str, image: Tensor, *args: tuple[str, ...]) -> dict[str, Tensor]:
-        import openvino
-
         key = (call, *args, image.shape[1:])
         if key not in self._models:
             self._models[key] = self._model(call, image, args)
@@ -65,7 +72,7 @@ class OpenVINOMethod(nn.Module):
             model.reshape({model.inputs[0]: list(image.shape)})
             threads = min(torch.get_num_threads(), available_cores())
             config = {"INFERENCE_PRECISION_HINT": PRECISIONS[self.amp], "INFERENCE_NUM_THREADS": threads}
-            self._compiled[key, len(image)] = openvino.Core().compile_model(model, "CPU", config)
+            self._compiled[key, len(image)] = _core().compile_model(model, "CPU", config)
         maps = self._compiled[key, len(image)](image.numpy())
         return spec.unflatten([torch.from_numpy(maps[index]) for index in range(len(maps))])
 
