@@ -25,7 +25,7 @@ def root(tmp_path):
     """A valid data folder: three training cases, two test cases of 1 labeled voxel in 4."""
     for index, case in enumerate(TRAIN + TEST):
         case_path(tmp_path, case).parent.mkdir()
-        image = np.zeros((4, 5 + index, 6), np.float32)
+        image = np.arange(24 * (5 + index), dtype=np.float32).reshape(4, 5 + index, 6)
         rewrite(tmp_path, case, IMAGE_KEY, image)
         label = np.zeros(image.shape, np.uint8)
         label[0] = 1

@@ -280,6 +280,8 @@ def _opened(root: Path, case: str) -> Iterator[h5py.File]:
     try:
         with h5py.File(path, "r") as file:
             yield file
+    except MemoryError as error:
+        raise InputError(f"{path} needs more memory than there is ({error}); write smaller volumes") from error
     except (OSError, RuntimeError) as error:  # h5py raises both for truncated and for damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if "lock file" in reason:
@@ -356,7 +358,10 @@ def _whole(values: np.ndarray, key: str) -> np.ndarray:
 def _image_faults(where: str, image: np.ndarray) -> list[str]:
     with np.errstate(over="ignore"):  # a double beyond float32 becomes inf, and is reported as such
         bad = int(np.count_nonzero(~np.isfinite(image.astype(np.float32))))
-    return [f"{where} is NaN or infinite in {counted(bad, 'voxel')}; write finite values"] if bad else []
+    if bad:
+        return [f"{where} is NaN or infinite in {counted(bad, 'voxel')}; write finite values"]
+    flat = image.min() == image.max()  # what is read where chunks or a linked file are missing, too
+    return [f"{where} is {image.flat[0]:g} everywhere; write the scan's voxels, or leave the case out"] if flat else []
 
 
 def _label_faults(where: str, label: np.ndarray, image_shape: tuple[int, ...], num_classes: int) -> list[str]:

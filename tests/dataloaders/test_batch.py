@@ -427,10 +427,10 @@ def test_notice_counts_patches_turned_by_90_degrees(root):
 
 @pytest.mark.parametrize("cache", ["ram", "none"])
 def test_bad_label_is_refused_at_once(tmp_path, cache):
-    write_case(tmp_path, "a", np.zeros(SHAPE), np.full(SHAPE, 255, np.uint8))
+    write_case(tmp_path, "a", np.arange(math.prod(SHAPE)).reshape(SHAPE), np.full(SHAPE, 255, np.uint8))
     with pytest.raises(InputError, match="a/mri_norm2.h5.*255"):
         make_stream(tmp_path, ["a"], [], cache=cache)
-    write_case(tmp_path, "b", np.zeros(SHAPE), np.zeros((3, 3, 3), np.uint8))
+    write_case(tmp_path, "b", np.arange(math.prod(SHAPE)).reshape(SHAPE), np.zeros((3, 3, 3), np.uint8))
     with pytest.raises(InputError, match="b/mri_norm2.h5.*shape"):
         make_stream(tmp_path, ["b"], [], cache=cache)
 

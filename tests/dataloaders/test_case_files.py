@@ -232,6 +232,24 @@ def test_image_must_be_finite(tmp_path, image, value):
     the_fault(lambda: case_files.read_image(tmp_path, CASE), path, "'image'", "finite")
 
 
+def test_image_must_not_be_constant(tmp_path, image):
+    """A virtual data set whose file is missing, and chunks that were never written, read as zeros."""
+    write_case(tmp_path, np.zeros_like(image))
+    the_fault(lambda: case_files.read_image(tmp_path, CASE), CASE, "0 everywhere")
+    layout = h5py.VirtualLayout(image.shape, image.dtype)
+    layout[...] = h5py.VirtualSource("nowhere.h5", "image", image.shape)
+    with h5py.File(case_path(tmp_path, CASE), "w") as file:
+        file.create_virtual_dataset("image", layout)
+    the_fault(lambda: case_files.read_image(tmp_path, CASE), CASE, "0 everywhere")
+
+
+def test_a_volume_that_memory_cannot_hold(tmp_path, image):
+    write_case(tmp_path, image)
+    with h5py.File(case_path(tmp_path, CASE), "w") as file:
+        file.create_dataset("image", (10**5,) * 3, np.float32, chunks=(64, 64, 64))
+    the_fault(lambda: case_files.read_image(tmp_path, CASE), CASE, "memory")
+
+
 @pytest.mark.parametrize("value", [255, -1, 0.5, np.nan])
 def test_label_must_be_zero_or_one(tmp_path, image, label, value):
     label = label.astype(np.float32)
