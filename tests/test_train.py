@@ -453,7 +453,8 @@ def other_shape(root: Path) -> None:
 
 
 def other_values(root: Path) -> None:
-    edit(root, "phantom_001", label=np.full((40, 36, 32), 255, np.uint8), image=np.zeros((40, 36, 32), np.float32))
+    shape = (40, 36, 32)
+    edit(root, "phantom_001", label=np.full(shape, 255, np.uint8), image=np.random.default_rng(0).normal(size=shape))
 
 
 def nan_in_image(root: Path) -> None:
