@@ -275,7 +275,8 @@ def test_a_label_of_several_classes_has_a_channel_for_each(tmp_path, scale, cach
 @pytest.mark.parametrize("cache", ["ram", "none"])
 def test_a_store_knows_the_classes_that_no_labeled_case_holds(tmp_path, cache):
     for case, values in (("a", (0, 1)), ("b", (0, 4))):
-        write_case(tmp_path, case, np.zeros(SHAPE), np.random.default_rng(0).choice(values, SHAPE).astype(np.uint8))
+        label = np.random.default_rng(0).choice(values, SHAPE).astype(np.uint8)
+        write_case(tmp_path, case, label, label)
     options = flags(tmp_path, num_classes=4, cache=cache)
     assert CaseStore(options, ["a", "b"], []).absent == {2, 3}
     assert CaseStore(options, ["a"], ["b"]).absent == {2, 3, 4}
