@@ -3,11 +3,11 @@
 Both sides run in turns in one process (A B A B ...), on the same data, weights and threads, on the first GPU if there
 is one; the ratio is the median of the ratios of neighbouring runs, the spread their quartiles. Before steps, scans,
 maps and metrics are timed, both sides must agree in float32; rows in bf16 and with other windows compute something
-else. With --windows, instead, a trained run on its scans: what strides and blend give and cost.
+else.
 """
 
 import sys
-from argparse import REMAINDER, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from benchmarks.network import (
     time_step,
 )
 from benchmarks.timing import LA_SHAPE, Measurement, bench_device
-from benchmarks.windows import compare_windows, window_table
 from options.parser import Parser
 from options.types import at_least
 from runtime.device import set_determinism
@@ -77,12 +76,6 @@ def parse_options(argv: Sequence[str] | None = None) -> Namespace:
     parser.add_argument("--only", nargs="+", metavar="ROW", help="rows whose name contains one of these words")
     parser.add_argument("--threads", type=at_least(1), help="threads of PyTorch (default: all cores)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table to this file, too")
-    parser.add_argument(
-        "--windows",
-        nargs=REMAINDER,
-        metavar="FLAG",
-        help="instead, and last: flags of test_LA.py that name a run and its scans; compares settings of the window",
-    )
     return parser.parse_args(argv)
 
 
@@ -104,11 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     set_determinism(False)  # as in training: cuDNN picks its fastest kernels
     print(f"{bench_device()}, {counted(torch.get_num_threads(), 'thread')}, torch {torch.__version__}\n")
-    if options.windows is not None:
-        rows = compare_windows(options.windows)
-        print(f"\n{window_table(rows)}")
-    else:
-        rows = measured(chosen_rows(options))
+    rows = measured(chosen_rows(options))
     if options.json:
         files.write_json(options.json, {"rows": rows})
     return 0

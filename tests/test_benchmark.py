@@ -24,12 +24,3 @@ def test_only_picks_rows_and_refuses_unknown_ones():
 def test_full_adds_the_paper_s_size():
     short, full = (benchmark.chosen_rows(benchmark.parse_options(argv)) for argv in ([], ["--full"]))
     assert "step, paper's size, bf16" in full.keys() - short.keys() and short.keys() < full.keys()
-
-
-def test_windows_hand_their_flags_to_the_table_of_windows(monkeypatch, tmp_path, capsys):
-    asked = []
-    row = {"flags": "a", "dice": 1.0, "change": 0.0, "change_sd": 0.0, "hd95_vox": 2.0, "missed": 0, "ratio": 1.0}
-    monkeypatch.setattr(benchmark, "compare_windows", lambda argv: asked.append(argv) or [{**row, "seconds": 3.0}])
-    assert benchmark.main(["--json", str(tmp_path / "rows.json"), "--windows", "--exp", "a", "--split", "dev"]) == 0
-    assert asked == [["--exp", "a", "--split", "dev"]]
-    assert "times faster" in capsys.readouterr().out and (tmp_path / "rows.json").exists()

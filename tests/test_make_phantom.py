@@ -9,7 +9,7 @@ from scipy import ndimage
 
 import make_phantom
 from dataloaders.case_files import find_faults, read_image, read_label, read_list, read_spacing
-from make_phantom import Scene, blend, main, make_case, smooth_field, tube
+from make_phantom import main, make_case
 from utils.errors import InputError
 
 SHAPE = (32, 32, 24)
@@ -95,34 +95,6 @@ def test_neighbours_are_as_bright_as_the_atrium(cases):
         low, high = np.percentile(image[label > 0], [10, 90])
         outside = image[label == 0]
         assert ((low < outside) & (outside < high)).sum() > 0.5 * label.sum()
-
-
-def line_scene():
-    """Points on the x axis at 0, 1, ..., 39 mm."""
-    points = np.zeros((3, 40, 1, 1))
-    points[0, :, 0, 0] = np.arange(40)
-    return Scene(np.random.default_rng(0), points, 1.0)
-
-
-def test_tube_is_a_distance_to_its_surface():
-    across = tube(line_scene(), np.array([[5.0, 0, -3], [5.0, 0, 3]]), np.array([2.0, 2.0]))[:, 0, 0]
-    expected = np.minimum(np.abs(np.arange(40) - 5.0) - 2, make_phantom.FAR_MM)
-    np.testing.assert_allclose(across, expected)
-    along = tube(line_scene(), np.array([[10.0, 0, 0], [20.0, 0, 0]]), np.array([4.0, 2.0]))[:, 0, 0]
-    np.testing.assert_allclose(along[[3, 6, 10, 15, 20, 22, 25]], [3, 0, -4, -3, -2, 0, 3])
-
-
-def test_blend_is_a_union_with_a_fillet():
-    a, b = np.array([-3.0, 9.0, 1.0, 2.0]), np.array([5.0, 1.0, 1.0, 0.0])
-    np.testing.assert_allclose(blend(a, b, 4.0), [-3, 1, 1 - 4 / 4, 0.25 * 2 + 0 - 4 * 0.25 * 0.75])
-
-
-def test_smooth_field_is_the_cubic_spline_of_its_coarse_grid():
-    size, cells = (10, 15, 20), 5
-    coarse = np.random.default_rng(3).uniform(-1, 1, (cells,) * 3)
-    expected = ndimage.zoom(coarse, np.array(size) / cells, order=3, mode="nearest")
-    field = smooth_field(np.random.default_rng(3), size, cells)
-    np.testing.assert_allclose(field, np.clip(expected, -1, 1), atol=1e-12)
 
 
 def test_annotated_blood_is_seen_and_veins_go_on_beyond_it():

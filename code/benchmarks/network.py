@@ -23,7 +23,6 @@ from benchmarks.timing import (
     in_own_process,
     timed_in_turns,
 )
-from benchmarks.windows import paper_stride
 from dataloaders.batch import Batch
 from engine import Engine
 from inference.engines import on_engine
@@ -40,6 +39,12 @@ SAME_LOSS, SAME_PROBABILITY = 1e-5, 1e-4  # relative: k = 1500 multiplies the ro
 METHOD = "--method dtml --dropout 0 --mask_loss dice --sdm_k 1500 --sdm_k_start 0".split()
 MATRIX = {"cpu": 2048, "cuda": 8192}  # rows and columns: large enough for the full rate of a product
 GIGA = 1e9
+PAPER_PATCH, PAPER_STRIDE = (112, 112, 80), (18, 18, 4)  # voxels
+
+
+def paper_stride(patch: Sequence[int]) -> tuple[int, int, int]:
+    """The paper's strides, scaled like the patch."""
+    return tuple(max(1, round(s * n / p)) for s, n, p in zip(PAPER_STRIDE, patch, PAPER_PATCH, strict=True))
 
 
 def _options(size: Sequence[str], amp: str, *others: str) -> Namespace:

@@ -11,6 +11,12 @@ from utils.errors import InputError
 TINY = ("--patch_size", "32", "32", "32", "--n_filters", "8")
 
 
+def test_the_strides_of_the_paper_are_scaled_like_the_patch():
+    assert network.paper_stride((112, 112, 80)) == (18, 18, 4)
+    assert network.paper_stride((64, 64, 48)) == (10, 10, 2)
+    assert network.paper_stride((3, 3, 3)) == (1, 1, 1)
+
+
 def test_reference_step_gives_the_same_loss():
     row = network.time_step(TINY, "off", 1)  # raises where the losses differ
     assert row["ratio"] > 0 and row["ours"] > 0 and row["reference"] > 0
