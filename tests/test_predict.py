@@ -202,6 +202,8 @@ def test_after_resampling_the_mask_still_lies_over_the_scan(make_run, tmp_path, 
         ("mha", "heart.nrrd", "heart.mha"),
         ("input", "heart.nrrd", "heart.nrrd"),
         ("input", "heart.nii", "heart.nii.gz"),
+        ("input", "heart.nhdr", "heart.nrrd"),
+        ("input", "heart.mhd", "heart.mha"),
     ],
 )
 def test_formats(make_run, tmp_path, asked, source, written):
@@ -528,6 +530,18 @@ def test_two_commands_share_a_folder(make_run, tmp_path, monkeypatch):
     os.close(handle)
     writer.join(10)
     assert "d" in both[0].rows()
+
+
+def test_a_file_system_without_locks_is_said_once(tmp_path, monkeypatch, capsys):
+    def no_locks(*arguments):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    predictions = Predictions(tmp_path / "out", {})
+    predictions.claim([], [])
+    predictions.add("a", file="a.nii")
+    assert list(predictions.rows()) == ["a"]
+    assert capsys.readouterr().out.count(os.strerror(errno.ENOLCK)) == 1
 
 
 def test_names_that_a_system_cannot_hold_or_spells_otherwise(make_run, tmp_path, capsys):

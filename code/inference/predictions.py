@@ -34,6 +34,7 @@ class Predictions:
         self._json = folder / runs.PREDICTIONS_JSON
         self._settings = json.loads(json.dumps(settings))
         self._resume, self._overwrite = resume, overwrite
+        self._warned = False  # that there are no locks
 
     def claim(self, inputs: Iterable[Path], outputs: Sequence[Path]) -> None:
         """Make the folder and note the settings; an output that is there, is an input, or belongs to two scans is an
@@ -112,7 +113,12 @@ class Predictions:
             return
         handle = os.open(self.folder, os.O_RDONLY)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            except OSError as error:  # of some network file systems
+                if not self._warned:
+                    print(f"no locks in {self.folder} ({error.strerror}): run one command at a time into it")
+                self._warned = True
             yield
         finally:
             os.close(handle)

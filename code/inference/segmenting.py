@@ -28,7 +28,7 @@ from utils.errors import InputError
 from utils.labels import label_map
 from utils.machine import available_memory
 
-ONE_FILE = {".nii": "nii.gz", ".mhd": "mha"}  # formats that are written in another way than they are read
+ONE_FILE = {".nii": "nii.gz", ".mhd": "mha", ".nhdr": "nrrd"}  # formats that are not written as they are read
 SMALLER_BOX = f"give a smaller --roi, or {flags.LESS_WINDOW}"
 FAILED = 1  # exit status if some scan could not be segmented
 NOTICE = "Accuracy on uncropped scans is not measured. Not for clinical use."

@@ -208,11 +208,14 @@ def grid_distance(one: Scan, other: Scan) -> float:
     return float(np.linalg.norm(apart, axis=0).max() / min(one.spacing_mm))
 
 
-def on_grid_of(scan: Scan, label: Scan) -> tuple[np.ndarray, float]:
+def on_grid_of(scan: Scan, label: Scan, part: bool = False) -> tuple[np.ndarray, float]:
     """A label in the order of its scan's voxels, and how many voxels its corners lie off; infinite for another shape.
 
-    The headers count in every reading, axes may be flipped or swapped, and a label of a part of the scan is padded.
-    As it is comes first: where the forms of a header are mirror images, a label fits one of them turned, too.
+    The headers count in every reading, and axes may be flipped or swapped. As it is comes first: where the forms of a
+    header are mirror images, a label fits one of them turned, too.
+
+    Args: part, whether the label may cover a part of the scan, and is padded; of other files that is a misfit, which
+        a header without a true origin would hide.
     """
     places = [Scan(scan.array, affine) for affine in (scan.affine, *scan.readings)]
     labels = [Scan(label.array, affine) for affine in (label.affine, *label.readings)]
@@ -220,7 +223,7 @@ def on_grid_of(scan: Scan, label: Scan) -> tuple[np.ndarray, float]:
     for turned in (False, True):
         for place, one in itertools.product(places, labels):
             one = reorient(one, orientation_of(place.affine)) if turned else one
-            for candidate in (one, _padded(place, one)):
+            for candidate in (one, _padded(place, one)) if part else (one,):
                 distance = grid_distance(place, candidate)
                 best = (candidate.array, distance) if distance < best[1] else best
             if best[1] <= GRID_TOLERANCE:

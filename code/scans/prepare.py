@@ -29,7 +29,7 @@ from dataloaders.case_files import (
     is_name,
     write_case,
 )
-from scans.files import GRID_TOLERANCE, Scan, on_grid_of, orientation_of, read_scan
+from scans.files import GRID_TOLERANCE, SEGMENTATION, Scan, on_grid_of, orientation_of, read_scan
 from scans.formats import files_of
 from scans.preprocess import RECORD, Preprocessing
 from scans.region import Box
@@ -272,7 +272,7 @@ def _voxels_digest(scan: Scan) -> str:
 def _read_label(source: RawCase, scan: Scan, recipe: Recipe) -> tuple[np.ndarray, list[int]]:
     """The label of a scan, (W, H, D) uint8 0..C, and the values that its file holds."""
     label = read_scan(source.label)
-    array, off = on_grid_of(scan, label)
+    array, off = on_grid_of(scan, label, part=source.label.name.lower().endswith(SEGMENTATION))
     if np.array_equal(array, scan.array):
         raise InputError(f"{source.label} holds the voxels of its image; correct --labels or the column label")
     if off > recipe.grid_tolerance:

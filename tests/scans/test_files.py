@@ -560,11 +560,12 @@ def test_a_label_of_a_part_is_padded(array):
     affine = np.diag([*SPACING, 1.0])
     part = affine.copy()
     part[:3, 3] = affine[:3, :3] @ (1, 2, 1)
-    label, off = on_grid_of(Scan(array, affine), Scan(array[1:4, 2:5, 1:3], part))
+    label, off = on_grid_of(Scan(array, affine), Scan(array[1:4, 2:5, 1:3], part), part=True)
     assert off < 1e-9 and np.count_nonzero(label) == np.count_nonzero(array[1:4, 2:5, 1:3])
     np.testing.assert_array_equal(label[1:4, 2:5, 1:3], array[1:4, 2:5, 1:3])
+    assert on_grid_of(Scan(array, affine), Scan(array[1:4, 2:5, 1:3], part))[1] == np.inf
     part[0, 3] += 0.3 * SPACING[0]
-    assert on_grid_of(Scan(array, affine), Scan(array[1:4, 2:5, 1:3], part))[1] > 0.2
+    assert on_grid_of(Scan(array, affine), Scan(array[1:4, 2:5, 1:3], part), part=True)[1] > 0.2
 
 
 @pytest.mark.parametrize(

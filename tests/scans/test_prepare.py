@@ -12,7 +12,7 @@ import pytest
 
 from dataloaders import case_files
 from scans import prepare
-from scans.files import find_scans, read_scan
+from scans.files import find_scans, read_scan, write_scan
 from scans.prepare import MANIFEST, RawCase, Recipe, prepare_folder, report
 from scans.preprocess import RECORD, Preprocessing
 from utils.errors import InputError
@@ -266,6 +266,22 @@ def test_a_flipped_label_is_turned_without_loss(raw):
 
     edit(raw / "labels" / "scan0.nii.gz", turn)
     np.testing.assert_array_equal(prepare.prepare_case(pair_of(raw), PLAIN)[1], expected)
+
+
+@pytest.mark.parametrize("suffix", [".seg.nrrd", ".nrrd"])
+def test_a_label_of_a_part_is_one_of_slicer(raw, suffix):
+    expected, scan = prepare.prepare_case(pair_of(raw), PLAIN)[1], read_scan(raw / "labels" / "scan0.nii.gz")
+    place = scan.affine.copy()
+    place[:3, 3] += place[:3, :3] @ (3, 2, 1)
+    label = raw / f"part{suffix}"
+    write_scan(label, scan.array[3:33, 2:30, 1:29], place)
+    assert expected[3:33, 2:30, 1:29].sum() == expected.sum()
+    source = RawCase("scan0", raw / "images" / "scan0.nii.gz", label)
+    if suffix == ".seg.nrrd":
+        np.testing.assert_array_equal(prepare.prepare_case(source, PLAIN)[1], expected)
+    else:
+        with pytest.raises(InputError, match="another grid"):
+            prepare.prepare_case(source, PLAIN)
 
 
 def test_an_image_is_no_label(raw):
