@@ -65,3 +65,9 @@ def test_multiplications_of_the_fused_network_are_those_of_the_plain_one():
 def test_memory_of_a_step_is_that_of_the_step():
     row = network.memory_of_step(("--preset", "cpu"), "off", 1)
     assert 0 < row["ours"] < 2 and row["unit"] == "GiB"
+
+
+@pytest.mark.slow
+def test_openvino_gives_the_same_map():
+    pytest.importorskip("openvino")
+    assert network.time_openvino(TINY, (34, 33, 32), "off", 1)["ratio"] > 0  # raises where the maps differ

@@ -122,6 +122,7 @@ def test_a_resumed_run_keeps_its_options(old_run, tmp_path):
     options = resumed(tmp_path)
     assert (options.seed, options.save_every, options.device, options.gpu) == (1, 7, "cuda", 1)
     assert (options.resume, options.overwrite) == (True, False)  # though it was once started with --overwrite
+    assert "patch_size" not in options  # stored, but no flag of this command line
 
 
 def test_without_a_checkpoint_or_the_flag_the_given_options_count(old_run, tmp_path):
