@@ -62,6 +62,7 @@ def test_every_method_network_and_norm(build, name, flags):
     require_equal(method, torch.randn(2, 1, 32, 40, 33), method.outputs[:1])  # padded within the network
 
 
+@pytest.mark.slow  # compiling takes seconds
 def test_a_scan_by_windows(build):
     pytest.importorskip("openvino")
     method = build("supervised")
