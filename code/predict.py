@@ -60,8 +60,8 @@ def make_parser() -> Parser:
         "--format",
         choices=("nii.gz", "nrrd", "mha", "input"),
         default="nii.gz",
-        help="format to write; input: that of the scan, with .nii.gz for .nii, DICOM and HDF5, .mha for .mhd, .nrrd for "
-        ".nhdr",
+        help="format to write; input: that of the scan, with .nii.gz for .nii, DICOM and HDF5, .mha for .mhd, .nrrd "
+        "for .nhdr",
     )
     scans.add_argument(
         "--fill_nan",
