@@ -14,13 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.data import time_batch, time_maps, time_metrics, time_start
-from benchmarks.network import (
-    memory_of_step,
-    share_of_matrix_rate,
-    time_inference,
-    time_openvino,
-    time_step,
-)
+from benchmarks.network import memory_of_step, share_of_matrix_rate, time_inference, time_openvino, time_step
 from benchmarks.timing import LA_SHAPE, Measurement, bench_device
 from options.parser import Parser
 from options.types import at_least

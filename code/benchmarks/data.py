@@ -10,14 +10,7 @@ import torch
 from medpy.metric import binary
 
 from benchmarks.reference import crops_from_files, signed_distances
-from benchmarks.timing import (
-    Measurement,
-    balls,
-    compared,
-    made_up_cases,
-    stream_of,
-    timed_in_turns,
-)
+from benchmarks.timing import Measurement, balls, compared, made_up_cases, stream_of, timed_in_turns
 from dataloaders import case_files
 from dataloaders.batch import Batch
 from evaluation.metrics import evaluate

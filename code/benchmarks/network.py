@@ -14,15 +14,7 @@ from torch.backends import cudnn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.reference import dtml_step, window_by_window
-from benchmarks.timing import (
-    Measurement,
-    added_gib,
-    balls,
-    bench_device,
-    compared,
-    in_own_process,
-    timed_in_turns,
-)
+from benchmarks.timing import Measurement, added_gib, balls, bench_device, compared, in_own_process, timed_in_turns
 from dataloaders.batch import Batch
 from engine import Engine
 from inference.engines import on_engine

@@ -58,9 +58,7 @@ def add_data_options(parser: ArgumentParser) -> None:
         "--labeled_list", action=PathHere, help="file of the labeled case ids, instead of the first --labelnum"
     )
     group.add_argument(
-        "--unlabelnum",
-        type=at_least(0),
-        help="unlabeled cases: the first N after the labeled ones (default: all)",
+        "--unlabelnum", type=at_least(0), help="unlabeled cases: the first N after the labeled ones (default: all)"
     )
     group.add_argument(
         "--num_classes",
@@ -169,10 +167,7 @@ def add_training_options(parser: ArgumentParser) -> None:
     optim.add_argument("--momentum", type=share, default=0.9, help="momentum of SGD")
     optim.add_argument("--weight_decay", type=at_least(0.0), default=1e-4, help="weight decay")
     optim.add_argument(
-        "--lr_schedule",
-        choices=("steps", "cosine", "constant"),
-        default="steps",
-        help="course of the learning rate",
+        "--lr_schedule", choices=("steps", "cosine", "constant"), default="steps", help="course of the learning rate"
     )
     optim.add_argument(
         "--lr_step",
@@ -244,10 +239,7 @@ def add_run_options(parser: ArgumentParser) -> None:
         "--image_every", type=at_least(0), default=200, help="iterations between TensorBoard images; 0 for none"
     )
     run.add_argument(
-        "--val_cases",
-        type=at_least(0),
-        default=0,
-        help="last labeled cases kept out of training to pick best_val.pth",
+        "--val_cases", type=at_least(0), default=0, help="last labeled cases kept out of training to pick best_val.pth"
     )
     run.add_argument("--val_every", type=at_least(1), help="iterations between validations (default: as --save_every)")
 

@@ -37,13 +37,7 @@ class Parser(ArgumentParser):
     With `common` flags, --help shows these alone and --help_all every one.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        common: Sequence[str] = (),
-        example: str = "",
-        **kwargs: Any,
-    ):
+    def __init__(self, *args: Any, common: Sequence[str] = (), example: str = "", **kwargs: Any):
         kwargs = {"formatter_class": HelpFormatter, "allow_abbrev": False} | kwargs
         super().__init__(*args, epilog=f"example: {example}" if example else None, **kwargs)
         self.common = common

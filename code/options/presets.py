@@ -75,5 +75,5 @@ COMPAT: dict[str, dict[str, Any]] = {
         "eval_empty": "zeros",
         "post": "lcc",
         "head": None,  # the method's first, the segmentation where it has one
-    },
+    }
 }

@@ -33,12 +33,7 @@ def write_tables_report(jobs: Sequence[Job], tables: Sequence[str], out: Path, o
         for name, job, folder in zip(names, rows, masks, strict=True)
     ]
     title = "Tables of the DTML paper, reproduced"
-    write_report(
-        out / runs.REPORT,
-        title,
-        tested,
-        blocks=[table.partition("\n\nwritten: ")[0] for table in tables],
-    )
+    write_report(out / runs.REPORT, title, tested, blocks=[table.partition("\n\nwritten: ")[0] for table in tables])
     return out / runs.REPORT
 
 

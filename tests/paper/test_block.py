@@ -24,8 +24,7 @@ def test_the_papers_row_stands_beside_ours_for_its_own_setting_alone(tiny_option
 
 
 @pytest.mark.parametrize(
-    "lists",
-    [{"test": TEST[:19]}, {"test": TRAIN[64:]}, {"train": [f"mine{i}" for i in range(80)]}, {"train": []}],
+    "lists", [{"test": TEST[:19]}, {"test": TRAIN[64:]}, {"train": [f"mine{i}" for i in range(80)]}, {"train": []}]
 )
 def test_it_never_stands_under_other_scans(tiny_options, lists):
     assert block(tiny_options, **lists) == ""

@@ -3,17 +3,7 @@
 import pytest
 
 from evaluation.tables import METRIC_COLUMNS
-from paper.systems import (
-    FIGURE,
-    PAIRED_METRICS,
-    PAIRS,
-    PRINTED_ROWS,
-    SYSTEMS,
-    TABLES,
-    TITLES,
-    PrintedRow,
-    printed_row,
-)
+from paper.systems import FIGURE, PAIRED_METRICS, PAIRS, PRINTED_ROWS, SYSTEMS, TABLES, TITLES, PrintedRow, printed_row
 from train import parse_options
 
 

@@ -229,10 +229,7 @@ def test_determinism_is_switched_on_and_off(monkeypatch):
     ],
 )
 def test_too_little_memory_is_bad_input(error):
-    with (
-        pytest.raises(InputError, match="cpu.*--x"),
-        enough_memory(torch.device("cpu"), "lower --x"),
-    ):
+    with pytest.raises(InputError, match="cpu.*--x"), enough_memory(torch.device("cpu"), "lower --x"):
         raise error
 
 
