@@ -152,7 +152,7 @@ def add_training_options(parser: ArgumentParser) -> None:
         "--max_iterations",
         type=at_least(0),
         default=PAPER_ITERATIONS,
-        help="length of the training; 0 saves the weights that it would start from, e.g. of --pretrained",
+        help="iterations to train; 0 saves the weights that training would start from, e.g. of --pretrained",
     )
     optim.add_argument(
         "--batch_size", type=at_least(1), default=4, help="volumes per batch, of each process of torchrun"
@@ -172,7 +172,7 @@ def add_training_options(parser: ArgumentParser) -> None:
     optim.add_argument(
         "--lr_step",
         type=at_least(1),
-        help="iterations between two steps of the rate (default: 2500/6000 of the training)",
+        help="iterations between two steps of the rate (default: 2500/6000 of --max_iterations)",
     )
     optim.add_argument("--lr_gamma", type=positive, default=0.1, help="factor of a step of the rate")
     optim.add_argument("--warmup", type=at_least(0), default=0, help="iterations of linear warm-up of the rate")
@@ -194,7 +194,7 @@ def add_consistency_options(parser: ArgumentParser) -> None:
         "--rampup_share",
         type=between(0.0, 1.0),
         default=1.0,
-        help="length of the ramp-up as a share of the training, at most 1",
+        help="length of the ramp-up as a share of --max_iterations, at most 1",
     )
     group.add_argument(
         "--ramp",
@@ -216,7 +216,7 @@ def add_run_options(parser: ArgumentParser) -> None:
     )
     run.add_argument("--overwrite", action="store_true", help="delete an existing run of this name first")
     run.add_argument(
-        "--save_every", type=at_least(1), help="iterations between checkpoints (default: 1000/6000 of the training)"
+        "--save_every", type=at_least(1), help="iterations between checkpoints (default: 1000/6000 of --max_iterations)"
     )
     run.add_argument(
         "--keep_checkpoints",
