@@ -52,6 +52,7 @@ def test_all_outputs_of_any_batch(build):
 KINDS = [(name, ()) for name in METHODS] + [
     ("supervised", ("--network", "residual_unet")),
     ("supervised", ("--norm", "group")),
+    ("dtml", ("--num_classes", "2")),
 ]
 
 
