@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     for line in [*summarize(root, valid), *(f"fault: {fault}" for fault in faults)]:
         print(line)
     if faults:
-        print(f"{len(faults)} fault{'' if len(faults) == 1 else 's'} found")
+        print(f"{counted(len(faults), 'fault')} found")
         return 1
     own = len(labeled - set(test))
     shapes = [read_shape(root, case) for case in train]

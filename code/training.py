@@ -192,8 +192,8 @@ def _other_size(state: dict[str, Any], ranks: Ranks) -> list[str]:
     if saved == ranks.size:
         return []
     return [
-        f"saved with {saved} processes, resumed with {ranks.size}: the batches are others from here on, so the run "
-        "goes on, but not as it would have"
+        f"number of processes: {saved} before, {ranks.size} now; the batches are others from here on, so the run goes "
+        "on, but not as it would have"
     ]
 
 
@@ -209,8 +209,7 @@ def _describe(engine: Engine, split: Split) -> list[str]:
     options, device = engine.options, engine.device
     size = sum(parameter.numel() for parameter in engine.method.parameters() if parameter.requires_grad)
     patch = " x ".join(map(str, options.patch_size))
-    count = torch.get_num_threads()
-    threads = f" with {count} thread{'s' if count > 1 else ''}" if device.type == "cpu" else ""
+    threads = f" with {counted(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else ""
     return [
         f"{options.exp}: {options.method}, {len(split.labeled)} labeled and {len(split.unlabeled)} unlabeled cases"
         + (f", {len(split.validation)} for validation" if split.validation else "")

@@ -98,7 +98,7 @@ def test_a_killed_rank_ends_the_run_which_goes_on_with_any_number_of_processes(t
         assert iterations(folder) == list(range(1, state["iteration"] + 1))
     log = (folder / runs.LOG).read_text()
     assert log.count("stopped and saved at iteration") == 2
-    assert log.count("saved with 2 processes, resumed with 1") == 1
+    assert log.count("2 before, 1 now") == 1
 
 
 def commands() -> list[list[str]]:

@@ -695,7 +695,7 @@ def test_a_run_goes_on_with_another_number_of_processes(command, tmp_path, in_ra
         send_at(patch, iteration=1)
         assert train.main(command(*flags)) == 128 + signal.SIGTERM
     first, _ = in_ranks(lambda: train.main(command(*flags, "--resume")))
-    assert first.status == 0 and first.output.count("saved with 1 processes, resumed with 2") == 1
+    assert first.status == 0 and first.output.count("1 before, 2 now") == 1
     assert state_of(tmp_path / "run")["iteration"] == 3
     assert [row["iteration"] for row in curves_of(tmp_path / "run")] == ["1", "2", "3"]
 

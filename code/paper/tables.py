@@ -12,6 +12,7 @@ from evaluation.tables import DISTANCES, METRIC_COLUMNS, metric_text, text_table
 from paper.jobs import Scores
 from paper.systems import PAIRED_METRICS, PAIRS, SYSTEMS, TITLES
 from utils.files import atomic
+from utils.words import counted
 
 POSTS = {"none": "measured", "lcc": "measured, filtered"}
 HEADER = ["method", "labeled", "unlabeled", "source", *(heading for heading, _, _ in METRIC_COLUMNS.values())]
@@ -143,7 +144,7 @@ def _machine(scores: Scores) -> str:
     machine, where = trained or scores.get("test_machine"), "" if trained else " in the test"
     if not machine:
         return "unknown"
-    threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
+    threads = counted(machine["threads"], "thread")
     return (machine["gpu"] or f"{machine['processor']} with {threads}") + where
 
 
