@@ -53,10 +53,15 @@ def series_in(folder: Path) -> dict[str, list[tuple[Path, pydicom.Dataset]]]:
         if header is None:
             continue
         if SERIES not in header or ("Rows" not in header and _is_image(header)):
-            raise InputError(f"{path} is empty or cut; copy the series again, or remove that file if it is no slice")
+            raise InputError(f"{path} is empty, cut or of no series; copy the series again, or remove what is no slice")
         if "Rows" in header:
             series.setdefault(str(header.SeriesInstanceUID), []).append((path, header))
     return series
+
+
+def is_slice(path: Path) -> bool:
+    """Whether a file is a DICOM image."""
+    return "Rows" in (_header(path) or ())
 
 
 def _is_image(header: pydicom.Dataset) -> bool:

@@ -16,7 +16,7 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
-from scans.dicom import read_series, series_folders
+from scans.dicom import is_slice, read_series, series_folders
 from scans.formats import explained, read_itk, read_nifti
 from utils.errors import InputError
 from utils.files import atomic
@@ -27,7 +27,7 @@ SEGMENTATION = ".seg.nrrd"  # of 3D Slicer: a label, of the part of the scan tha
 READABLE = (*NIFTI, SEGMENTATION, ".nrrd", ".nhdr", ".mha", ".mhd")
 WRITABLE = (".nii.gz", ".nrrd", ".mha")  # each a single file, so that it can appear whole or not at all
 OUTPUT_FLAG = "--output"  # flag that names the folder of what is written
-OTHER = tuple(".hdr .img .mgh .mgz .mnc .gipl .par .rec .nii.bz2 .nii.zst .nii.zip .dcm .ima".split())  # other scans
+OTHER = tuple(".hdr .img .mgh .mgz .mnc .gipl .par .rec .nii.bz2 .nii.zst .nii.zip".split())  # other scans
 GRID_TOLERANCE = 0.05  # voxels by which corners may differ on one grid: headers are rounded, in NIfTI to float32
 LEAST_VOLUME = 1e-3  # spanned by the unit vectors of the axes, 1 for orthogonal ones
 
@@ -176,8 +176,9 @@ def find_scans(folder: Path | str, labels: bool = False) -> dict[str, Path]:
             if holder in below and series.setdefault(below[holder], holder) != holder:
                 both = f"{series[below[holder]]} and {holder}"
                 raise InputError(f"{both} hold slices of one DICOM series; put them into one folder, or remove a copy")
-    if found and (other := next((path for path in paths if path.name.lower().endswith(OTHER)), None)):
-        raise InputError(f"{other} is no scan that can be read, unlike others beside it; convert it, or take it away")
+    left = [path for path in paths if path.name.lower().endswith(OTHER) or (case_id(path) is None and is_slice(path))]
+    if found and left:
+        raise InputError(f"{left[0]} is no scan that can be read, unlike others beside it; convert it, or take it away")
     if not found and folder in series_folders(folder):
         found = {folder.resolve().name: folder}
     if not found:

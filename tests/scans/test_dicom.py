@@ -219,6 +219,15 @@ def test_a_series_in_two_folders_is_not_two_scans(tmp_path, volume):
         find_scans(tmp_path)
 
 
+def test_slices_beside_other_scans_are_not_left_out(tmp_path, volume):
+    files(tmp_path / "anna", volume, [z(k) for k in range(N)])
+    (tmp_path / "report.dcm").write_bytes(b"\0" * 128 + b"DICM")
+    assert list(find_scans(tmp_path)) == ["anna"]
+    os.rename(tmp_path / "anna" / "0.dcm", tmp_path / "loose")
+    with pytest.raises(InputError, match="loose"):
+        find_scans(tmp_path)
+
+
 def test_links_to_folders_are_followed_once(tmp_path, volume):
     files(tmp_path / "real", volume, [z(k) for k in range(N)])
     (tmp_path / "in" / "anna").mkdir(parents=True)
