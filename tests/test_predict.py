@@ -219,10 +219,16 @@ SHEARED = affine(1)
 SHEARED[:3, 0] += 0.3 * SHEARED[:3, 1]
 
 
-def test_a_sheared_scan_keeps_its_grid(make_run, tmp_path):
-    scan = write(tmp_path / "heart.nii.gz", blob(), SHEARED)
-    out = run(make_run(), scan, tmp_path / "out")
+def test_a_sheared_scan_keeps_its_grid(make_run, tmp_path, capsys):
+    scan, folder = write(tmp_path / "heart.nii.gz", blob(), SHEARED), make_run()
+    out = run(folder, scan, tmp_path / "out")
     np.testing.assert_allclose(nib.load(out / "heart.nii.gz").affine, SHEARED, atol=1e-4)
+    assert "3D Slicer" not in capsys.readouterr().out  # which lays scan and mask alike
+    leaning = sitk.GetImageFromArray(blob().T)
+    leaning.SetDirection((1, 0, 0.6, 0, 1, 0, 0, 0, 0.8))
+    sitk.WriteImage(leaning, str(tmp_path / "leaning.nrrd"))
+    run(folder, tmp_path / "leaning.nrrd", tmp_path / "other")
+    assert "3D Slicer" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -114,8 +114,14 @@ class Plan:
         return self.scan.array.nbytes + max(predicting, resampling), FLOAT * FEATURE_MAPS * network
 
     def warnings(self) -> list[str]:
-        """In what the scan differs from those of the training, in sentences that name a remedy."""
-        return list(dict.fromkeys(warning for view in self.views for warning in self._warnings(view)))
+        """In what the scan differs from those of the training, and where a viewer may lay the mask elsewhere."""
+        warnings = [warning for view in self.views for warning in self._warnings(view)]
+        if self.scan.sheared and self.scan.header is None:
+            warnings.append(
+                "the slices lean, as of a tilted gantry: the sform of the mask says so, but ITK, and with it 3D Slicer "
+                "and ITK-SNAP, shows it upright, some mm off"
+            )
+        return list(dict.fromkeys(warnings))
 
     def _warnings(self, view: View) -> Iterator[str]:
         run, typical, affine = f"run {view.member.exp}", view.member.typical, view.place.affine

@@ -6,6 +6,7 @@ converted where such a file is read or written.
 """
 
 import itertools
+import math
 import shutil
 import tempfile
 import unicodedata
@@ -29,6 +30,7 @@ WRITABLE = (".nii.gz", ".nrrd", ".mha")  # each a single file, so that it can ap
 OUTPUT_FLAG = "--output"  # flag that names the folder of what is written
 OTHER = tuple(".hdr .img .mgh .mgz .mnc .gipl .par .rec .nii.bz2 .nii.zst .nii.zip".split())  # other scans
 GRID_TOLERANCE = 0.05  # voxels by which corners may differ on one grid: headers are rounded, in NIfTI to float32
+LEAST_UPRIGHT = 0.999  # of the volume that orthogonal axes would give a voxel; 0.966 at a tilt of 15 degrees
 LEAST_VOLUME = 1e-3  # spanned by the unit vectors of the axes, 1 for orthogonal ones
 
 
@@ -54,6 +56,11 @@ class Scan:
     def voxel_mm3(self) -> float:
         """Volume of a voxel; less than the product of its sides where the axes are sheared."""
         return float(abs(np.linalg.det(self.affine[:3, :3])))
+
+    @property
+    def sheared(self) -> bool:
+        """Whether the axes lean, as those of a tilted gantry."""
+        return self.voxel_mm3 < LEAST_UPRIGHT * math.prod(self.spacing_mm)
 
     @property
     def origin_mm(self) -> tuple[float, float, float]:

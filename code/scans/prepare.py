@@ -42,7 +42,6 @@ from utils.resample import Size
 SOURCE_KEY = "source"  # attribute of a prepared case: its line of the manifest, and the settings
 RECIPE_VERSION = 1  # of what is done below: raise it with whatever changes an array
 ML_PER_MM3 = 1e-3
-LEAST_UPRIGHT = 0.999  # of the volume that orthogonal axes would give a voxel; 0.966 at a tilt of 15 degrees
 MOST_VALUES = 100  # of a label; an image has more
 
 
@@ -238,7 +237,7 @@ def prepare_case(
         "shape": list(scan.array.shape),
         "spacing_mm": list(scan.spacing_mm),
         "orientation": orientation_of(scan.affine),
-        "sheared": scan.voxel_mm3 < LEAST_UPRIGHT * float(np.prod(scan.spacing_mm)),
+        "sheared": scan.sheared,
         "intensity": _intensity(recipe.preprocessing.filled(scan.array)),
         VOXELS_KEY: _voxels_digest(scan),
         "label_values": values,
