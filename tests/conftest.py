@@ -67,18 +67,28 @@ def tiny_options() -> Callable[..., Namespace]:
 
 @pytest.fixture(scope="session")
 def make_batch() -> Callable[..., Batch]:
-    """A seeded random batch: ellipsoid labels with their distance maps, images that show them; labeled cases first."""
+    """A seeded random batch: ellipsoid labels with their distance maps, images that show them; labeled cases first.
 
-    def build(labeled: int = 2, unlabeled: int = 2, size: int = PATCH, seed: int = 0) -> Batch:
+    Of several classes each has a slab of the ellipsoid; the last `absent` ones are in no label.
+    """
+
+    def build(
+        labeled: int = 2, unlabeled: int = 2, size: int = PATCH, seed: int = 0, classes: int = 1, absent: int = 0
+    ) -> Batch:
         generator = torch.Generator().manual_seed(seed)
         axis = torch.linspace(-1, 1, size)
         distance = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")).square()
         count = labeled + unlabeled
         radii = 0.4 + 0.4 * torch.rand(count, 3, 1, 1, 1, generator=generator)
         mask = ((distance / radii.square()).sum(dim=1, keepdim=True) < 1).float()  # (B, 1, W, H, D)
-        image = mask + 0.3 * torch.randn(mask.shape, generator=generator)
+        slabs = torch.arange(size) * classes // size == torch.arange(classes)[:, None]
+        label = mask * slabs[..., None, None]  # (B, C, W, H, D)
+        gray = (label * torch.arange(1, classes + 1).view(-1, 1, 1, 1) / classes).sum(dim=1, keepdim=True)
+        image = gray + 0.3 * torch.randn(mask.shape, generator=generator)
+        label = label[:labeled]
+        label[:, classes - absent :] = 0
         cases = tuple(f"case{index}" for index in range(count))
-        return Batch(image, mask[:labeled], cases, signed_distance_batch(mask[:labeled]))
+        return Batch(image, label, cases, signed_distance_batch(label))
 
     return build
 

@@ -40,6 +40,7 @@ VARIANTS = [  # flags that change networks, or what they are asked
 ]
 SEMI_SUPERVISED = [name for name, method in METHODS.items() if method.uses_unlabeled]
 SOFT = {name: ("--sdm_k", "5") for name in ("dtml", "dtc")}  # k = 1500 turns rounding into another mask
+CLASSES = (1, 2, pytest.param(4, marks=pytest.mark.slow))
 FEW = 2  # numbers that the CPU may hold for a step on another device: a draw, an optimizer's count
 
 Build = Callable[..., Engine]
@@ -60,8 +61,11 @@ def build(build_engine) -> Build:
 
 @pytest.fixture
 def batch_for(make_batch) -> Callable[..., Batch]:
-    def make(name: str, seed: int = 0) -> Batch:
-        return make_batch(1, 1, seed=seed) if METHODS[name].uses_unlabeled else make_batch(2, 0, seed=seed)
+    """Of several classes, the last is in no label."""
+
+    def make(name: str, seed: int = 0, classes: int = 1, **settings: int) -> Batch:
+        counts = (1, 1) if METHODS[name].uses_unlabeled else (2, 0)
+        return make_batch(*counts, seed=seed, classes=classes, absent=int(classes > 1), **settings)
 
     return make
 
@@ -101,15 +105,15 @@ def test_recomputing_changes_no_bit_of_a_step(name, build, batch_for):
     assert all(torch.equal(value, states[0][key]) for key, value in states[1].items())
 
 
+@pytest.mark.parametrize("classes", CLASSES)
 @pytest.mark.parametrize("name", METHODS)
-def test_a_step_in_bf16_is_nearly_that_of_float32(name, build, make_batch):
+def test_a_step_in_bf16_is_nearly_that_of_float32(name, classes, build, batch_for):
     """Terms stay float32 and close; the trunk computes in bfloat16."""
-    labeled, unlabeled = (1, 1) if METHODS[name].uses_unlabeled else (2, 0)
-    batch = make_batch(labeled, unlabeled, size=MIN_BF16_PATCH).to(CPU, memory_format(CPU, "bf16"))
+    batch = batch_for(name, classes=classes, size=MIN_BF16_PATCH).to(CPU, memory_format(CPU, "bf16"))
     terms = []
     for amp in ("off", "bf16"):
         flags = "--n_filters", "2", "--amp", amp, "--dropout", "0", *SOFT.get(name, ())
-        engine, types = build(name, *flags), set()
+        engine, types = build(name, *flags, "--num_classes", str(classes)), set()
         vnet = next(module for module in engine.method.modules() if isinstance(module, Network))
         vnet.encoder[1].register_forward_hook(lambda module, args, output, seen=types: seen.add(output.dtype))
         torch.manual_seed(1)
@@ -133,14 +137,16 @@ class OneDevice(TorchDispatchMode):
         return outputs
 
 
-@pytest.mark.parametrize(("name", "flags"), [*((name, "") for name in METHODS), *VARIANTS])
+@pytest.mark.parametrize(
+    ("name", "flags"), [*((name, f"--num_classes {count}") for name in METHODS for count in (1, 2)), *VARIANTS]
+)
 def test_a_step_and_a_prediction_stay_on_their_device_and_never_wait_for_it(
     build, make_batch, monkeypatch, name, flags
 ):
     """A meta tensor has no numbers: reading one, as `float(loss)` does, is an error."""
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())  # knows no meta device
     engine = build(name, *flags.split(), device="meta")
-    batch = make_batch(1, 1, size=32).to(META)
+    batch = make_batch(1, 1, size=32, classes=engine.method.num_classes).to(META)
     with OneDevice():
         engine.step(batch)
         engine.method.eval()
@@ -173,9 +179,11 @@ def test_every_method_trains_with_every_network(build, batch_for, tmp_path, name
     assert network in str(error.value) and str(tmp_path / runs.LAST) in str(error.value)
 
 
+@pytest.mark.parametrize("classes", [1, 2, 4])
 @pytest.mark.parametrize(("name", "flags"), [*((name, "") for name in METHODS), *VARIANTS])
-def test_every_term_reaches_its_player_and_nothing_else(build, batch_for, name, flags):
-    engine, batch = build(name, *flags.split()), batch_for(name)
+def test_every_term_reaches_its_player_and_nothing_else(build, batch_for, name, flags, classes):
+    engine = build(name, *flags.split(), "--num_classes", str(classes))
+    batch = batch_for(name, classes=classes)
     parameters = dict(engine.method.train().named_parameters())
     trainable = {key for key, parameter in parameters.items() if parameter.requires_grad}
     trained: set[str] = set()
@@ -252,9 +260,11 @@ def test_labels_of_unlabeled_cases_never_enter(build, phantom, scrambled, name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("shape", [(2, 1, 32, 32, 32), (2, 1, 31, 32, 18)])
-def test_predictions_are_probabilities_of_the_outputs_asked_for(build, name, shape):
-    method, image = build(name).method.eval(), torch.randn(shape)
+@pytest.mark.parametrize(
+    ("shape", "classes"), [((2, 1, 32, 32, 32), 1), ((2, 1, 31, 32, 18), 2), ((1, 1, 16, 16, 16), 4)]
+)
+def test_predictions_are_probabilities_of_the_outputs_asked_for(build, name, shape, classes):
+    method, image = build(name, "--num_classes", str(classes)).method.eval(), torch.randn(shape)
     with torch.no_grad():
         for head in (
             head for network in method.modules() if isinstance(network, Network) for head in network.heads.values()
@@ -263,14 +273,16 @@ def test_predictions_are_probabilities_of_the_outputs_asked_for(build, name, sha
         everything = method.predict(image)
         assert tuple(everything) == tuple(method.outputs)
         for output, prob in everything.items():
-            assert prob.shape == shape and prob.dtype == torch.float32
+            assert prob.shape == (shape[0], classes, *shape[2:]) and prob.dtype == torch.float32
             assert 0 <= prob.min() and prob.max() <= 1
+            assert not method.exclusive or prob.sum(dim=1).max() <= 1 + 1e-6
             alone = method.predict(image, [output])
             assert list(alone) == [output]
             torch.testing.assert_close(alone[output], prob)
         assert max(float(prob.max()) for prob in everything.values()) > 0.9
+        assert classes == 1 or method.exclusive == (float(everything["seg"].sum(dim=1).max()) <= 1 + 1e-6)
         for sdm in method.signed_maps(image).values():
-            assert sdm.shape == shape and sdm.abs().max() <= 1
+            assert sdm.shape == (shape[0], classes, *shape[2:]) and sdm.abs().max() <= 1
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -278,7 +290,7 @@ def test_a_run_from_before_a_flag_existed_has_its_default(tiny_options, name):
     options = vars(tiny_options(name))
     own = ArgumentParser()
     METHODS[name].add_arguments(own)
-    flags = {action.dest for action in own._actions} - {"help", "consistency"}
+    flags = {action.dest for action in own._actions} - {"help", "consistency"} | {"num_classes"}
     older = {key: value for key, value in options.items() if key not in flags}
     shapes = [
         {key: value.shape for key, value in METHODS[name].of_run(stored).state_dict().items()}
@@ -287,16 +299,27 @@ def test_a_run_from_before_a_flag_existed_has_its_default(tiny_options, name):
     assert shapes[0] == shapes[1]
 
 
+@pytest.mark.parametrize("classes", [2, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", METHODS)
-def test_a_resumed_run_is_the_uninterrupted_one(build, batch_for, tmp_path, name):
-    straight = build(name, "--dropout", "0.5")
-    straight.step(batch_for(name))
+def test_a_resumed_run_is_the_uninterrupted_one(build, batch_for, tmp_path, name, classes):
+    flags = "--dropout", "0.5", "--num_classes", str(classes)
+    straight = build(name, *flags)
+    straight.step(batch_for(name, classes=classes))
     straight.save(runs.LAST)
-    expected = straight.step(batch_for(name, seed=1))
+    expected = straight.step(batch_for(name, seed=1, classes=classes))
 
-    resumed = build(name, "--dropout", "0.5", seed=7)
+    resumed = build(name, *flags, seed=7)
     resumed.load(runs.load_checkpoint(tmp_path / runs.LAST))
-    assert resumed.step(batch_for(name, seed=1)) == expected
+    assert resumed.step(batch_for(name, seed=1, classes=classes)) == expected
     ours, theirs = resumed.method.state_dict(), straight.method.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_checkpoint_of_another_number_of_classes_does_not_fit(build, tmp_path, name):
+    build(name, "--num_classes", "2").save(runs.LAST)
+    state = runs.load_checkpoint(tmp_path / runs.LAST)
+    with pytest.raises(InputError) as error:
+        load_networks(build(name).method, state, tmp_path / runs.LAST)
+    assert "'num_classes': 2" in str(error.value) and "\n" not in str(error.value)
