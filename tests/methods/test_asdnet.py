@@ -30,10 +30,12 @@ def half_trusted(build):
     return make
 
 
-@pytest.mark.parametrize(("labeled", "unlabeled"), [(2, 2), (1, 3)])
-def test_terms_are_those_of_the_formulas(build, make_batch, labeled, unlabeled):
-    flags = "--norm instance --gamma 0.45 --adv_weight 0.06".split()
-    method, batch = build("asdnet", *flags), make_batch(labeled, unlabeled)
+@pytest.mark.parametrize(("labeled", "unlabeled", "classes"), [(2, 2, 1), (1, 3, 1), (2, 2, 2)])
+def test_terms_are_those_of_the_formulas(build, make_batch, labeled, unlabeled, classes):
+    flags = "--norm instance --gamma 0.45 --adv_weight 0.06 --num_classes".split()
+    method, batch = build("asdnet", *flags, str(classes)), make_batch(labeled, unlabeled, classes=classes)
+    with torch.no_grad():  # so that every class is preferred somewhere
+        method.network.heads["softmax"].bias -= method.network(batch.image)["softmax"].mean(dim=(0, 2, 3, 4))
     terms = method.training_step(batch, ITERATION)
     logits = method.network(batch.image)["softmax"]
     prob = logits.softmax(dim=1)
@@ -42,14 +44,19 @@ def test_terms_are_those_of_the_formulas(build, make_batch, labeled, unlabeled):
     torch.testing.assert_close(terms["adversarial"], -0.06 * confidence.log().mean())  # labeled and unlabeled
     trusted, own = (confidence > 0.45).float()[labeled:], prob[labeled:, 1:]
     assert 0 < trusted.mean() < 1
-    target = (own > 0.5).float()
-    overlap = 2 * (trusted * own * target).sum()
-    dice = overlap / ((trusted * own.square()).sum() + (trusted * target).sum())
-    torch.testing.assert_close(terms["semi"], 0.3 * rampup(100, 150) * (1 - dice), rtol=1e-4, atol=1e-6)
+    preferred, dice = prob[labeled:].argmax(dim=1, keepdim=True), []
+    for number in range(classes):
+        p, target = own[:, number : number + 1], (preferred == number + 1).float()
+        assert (trusted * target).sum() > 0
+        overlap = 2 * (trusted * p * target).sum()
+        dice.append(overlap / ((trusted * p.square()).sum() + (trusted * target).sum()))
+    semi = 1 - sum(dice) / classes
+    torch.testing.assert_close(terms["semi"], 0.3 * rampup(100, 150) * semi, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(method.monitor["trusted_voxels"], trusted.mean())
 
     critic = method.critic_step(batch, ITERATION)
-    real = method.critic(torch.cat((1 - batch.label, batch.label), dim=1)).sigmoid()
+    background = 1 - batch.label.sum(dim=1, keepdim=True)
+    real = method.critic(torch.cat((background, batch.label), dim=1)).sigmoid()
     fake = method.critic(prob[:labeled]).sigmoid()  # labeled cases only
     torch.testing.assert_close(critic["critic_real"], -real.log().mean())
     torch.testing.assert_close(critic["critic_fake"], -(1 - fake).log().mean())
@@ -82,8 +89,10 @@ def test_the_unlabeled_term_trains_on_trusted_voxels_of_unlabeled_cases_only(hal
     assert method.monitor["trusted_voxels"] == 0.5
 
 
-def test_the_log_likelihood_is_a_mean_over_trusted_voxels(half_trusted, make_batch):
-    method, batch = half_trusted("--semi_loss", "nll", "--norm", "instance"), make_batch()
+@pytest.mark.parametrize("classes", [1, 2])
+def test_the_log_likelihood_is_a_mean_over_trusted_voxels(half_trusted, make_batch, classes):
+    flags = "--semi_loss nll --norm instance --num_classes".split()
+    method, batch = half_trusted(*flags, str(classes)), make_batch(classes=classes)
     semi = method.training_step(batch, ITERATION)["semi"]
     log_prob = method.network(batch.image)["softmax"].log_softmax(dim=1)
     expected = -log_prob[2:, :, :16].max(dim=1).values.mean()  # of the class that the network itself prefers

@@ -22,9 +22,10 @@ def plogp(prob: torch.Tensor) -> torch.Tensor:
     return -(prob * (prob + 1e-6).log()).sum(1, keepdim=True)
 
 
-def test_terms_are_the_formula(build_du, make_batch):
-    flags = "--mc_passes 3 --noise_sd 0.5 --noise_clip 1 --unc_weight 0.7".split()
-    method, batch = build_du(*flags), make_batch(size=SIZE)
+@pytest.mark.parametrize("classes", [1, 2])
+def test_terms_are_the_formula(build_du, make_batch, classes):
+    flags = "--mc_passes 3 --noise_sd 0.5 --noise_clip 1 --unc_weight 0.7 --num_classes".split()
+    method, batch = build_du(*flags, str(classes)), make_batch(size=SIZE, classes=classes)
     torch.manual_seed(1)
     stored = [method._noisy_pass(batch.image) for _ in range(3)]
     torch.manual_seed(1)
@@ -39,7 +40,7 @@ def test_terms_are_the_formula(build_du, make_batch):
         distance = (prob - mean).square().sum(1, keepdim=True)
         expected = (torch.exp(-plogp(mean) / largest) * distance).mean() + 0.7 * plogp(prob).mean() / largest
         torch.testing.assert_close(terms[name].double(), weight * expected, rtol=1e-4, atol=1e-8)
-    assert 0 < method.monitor["segmentation_uncertainty"] <= math.log(2)
+    assert 0 < method.monitor["segmentation_uncertainty"] <= math.log(classes + 1)
     assert 0 < method.monitor["feature_uncertainty"] <= 1
 
 

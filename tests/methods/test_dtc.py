@@ -13,12 +13,15 @@ ITERATION = 150  # of 200: the consistency weight is well above 0
 INSTANCE = ("--norm", "instance")  # a case's output depends on no other
 
 
-def test_terms_are_those_of_the_public_implementation(build, make_batch):
-    method, batch = build("dtc", *INSTANCE, "--sdm_weight", "0.6", "--consistency", "3"), make_batch()
+@pytest.mark.parametrize("classes", [1, 2])
+def test_terms_are_those_of_the_public_implementation(build, make_batch, classes):
+    flags = ["--sdm_weight", "0.6", "--consistency", "3", "--num_classes", str(classes)]
+    method, batch = build("dtc", *INSTANCE, *flags), make_batch(classes=classes)
     terms = method.training_step(batch, ITERATION)
     heads = method.network(batch.image)
     sdm, prob = heads["sdm"], torch.sigmoid(heads["seg"])
-    target = torch.stack([torch.from_numpy(signed_distance(mask.numpy() > 0.5)) for mask in batch.label[:, 0]])[:, None]
+    masks = batch.label.flatten(0, 1) > 0.5
+    target = torch.stack([torch.from_numpy(signed_distance(mask.numpy())) for mask in masks]).view(batch.label.shape)
     weight = 3 * rampup(ITERATION, 200)
     expected = {
         "seg": dice_loss(prob[:2], batch.label),

@@ -33,19 +33,25 @@ def parts(method: DTML, batch):
     return seg, mask, torch.sigmoid(logits), torch.sigmoid(-K * sdm)
 
 
+def agreement(prob, target):
+    """L_con of each class, averaged."""
+    return torch.stack([F.mse_loss(p, t) for p, t in zip(prob.unbind(1), target.unbind(1), strict=True)]).mean()
+
+
 def assert_close(first: list[torch.Tensor], second: list[torch.Tensor]) -> None:
     assert any(g.abs().max() > 0 for g in first)
     for a, b in zip(first, second, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_joint_backward_equals_the_objectives_of_eqs_5_and_6_with_the_peer_detached(dtml, make_batch):
-    method, batch = dtml(), make_batch()
+@pytest.mark.parametrize("classes", [1, 2])
+def test_joint_backward_equals_the_objectives_of_eqs_5_and_6_with_the_peer_detached(dtml, make_batch, classes):
+    method, batch = dtml("--num_classes", str(classes)), make_batch(classes=classes)
     total = sum(method.training_step(batch, ITERATION).values())
     weight = method.consistency_weight(ITERATION)
     seg, mask, prob_s, prob_d = parts(method, batch)
-    loss_s = seg + weight * F.mse_loss(prob_s, prob_d.detach())
-    loss_d = mask + weight * F.mse_loss(prob_d, prob_s.detach())
+    loss_s = seg + weight * agreement(prob_s, prob_d.detach())
+    loss_d = mask + weight * agreement(prob_d, prob_s.detach())
     separate = gradients(method.m_s, loss_s) + gradients(method.m_d, loss_d)
     assert_close(gradients(method, total), separate)
 
@@ -55,8 +61,8 @@ def test_con_scale_2_equals_two_full_backward_passes(dtml, make_batch):
     total = sum(method.training_step(batch, ITERATION).values())
     weight = method.consistency_weight(ITERATION)
     seg, mask, prob_s, prob_d = parts(method, batch)
-    agreement = weight * F.mse_loss(prob_s, prob_d)  # nothing detached: both backward passes reach both networks
-    passes = gradients(method, seg + mask + agreement), gradients(method, agreement)
+    shared = weight * F.mse_loss(prob_s, prob_d)  # nothing detached: both backward passes reach both networks
+    passes = gradients(method, seg + mask + shared), gradients(method, shared)
     assert_close(gradients(method, total), [a + b for a, b in zip(*passes, strict=True)])
 
 

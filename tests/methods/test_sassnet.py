@@ -15,8 +15,10 @@ def test_targets_follow_the_layout_of_the_batch(make_batch, labeled, unlabeled):
     assert target.tolist() == [LABELED_CLASS] * labeled + [UNLABELED_CLASS] * unlabeled
 
 
-def test_terms_are_those_of_the_public_implementation(build, make_batch):
-    method, batch = build("sassnet", "--norm", "instance", "--dropout", "0"), make_batch(1, 2)
+@pytest.mark.parametrize("classes", [1, 2])
+def test_terms_are_those_of_the_public_implementation(build, make_batch, classes):
+    flags = "--norm instance --dropout 0 --num_classes".split()
+    method, batch = build("sassnet", *flags, str(classes)), make_batch(1, 2, classes=classes)
     method.critic.dropout.p = 0.0
     terms = method.training_step(batch, ITERATION) | method.critic_step(batch, ITERATION)
     sdm = method.network(batch.image)["sdm"]

@@ -19,8 +19,12 @@ FLIPS = ((), (-3,), (-2,), (-3, -2))
 class Pointwise(nn.Module):
     """Logits that depend on a voxel's own intensity only: such a network commutes with turns and flips."""
 
+    def __init__(self, classes=1):
+        super().__init__()
+        self.classes = classes
+
     def forward(self, image):
-        return {"softmax": torch.cat([-image, 2 * image], 1)}
+        return {"softmax": torch.cat([-image, 2 * image, 1 - image][: self.classes + 1], 1)}
 
 
 @pytest.mark.parametrize("turns", range(4))
@@ -119,14 +123,17 @@ def test_each_case_gets_its_own_transformation(build, make_batch, monkeypatch):
     assert len(drawn) == len(set(drawn)) == 4
 
 
-def test_unknown_voxels_do_not_count(build, make_batch, monkeypatch):
-    """With an enlargement the loss is the mean over known voxels, whatever stands in the margin."""
-    method, batch = build("tcse", "--noise_sd", "0"), make_batch(size=SIZE)
-    method.student, method.teacher.network = Pointwise(), Pointwise()
+@pytest.mark.parametrize("classes", [1, 2])
+def test_unknown_voxels_do_not_count(build, make_batch, monkeypatch, classes):
+    """With an enlargement the loss is the mean over known voxels and all classes, whatever stands in the margin."""
+    flags = "--noise_sd", "0", "--num_classes", str(classes)
+    method, batch = build("tcse", *flags), make_batch(size=SIZE, classes=classes)
+    method.student, method.teacher.network = Pointwise(classes), Pointwise(classes)
     monkeypatch.setattr("methods.tcse.draw_transformation", lambda *_: Transformation(1.1))
     target, valid = method._target(batch.image)
-    prob = torch.softmax(method.student(batch.image)["softmax"], 1)[:, 1:]
-    expected = (prob - target)[valid].double().square().mean()
+    prob = torch.softmax(method.student(batch.image)["softmax"], 1)
+    target = torch.cat([1 - target.sum(1, keepdim=True), target], 1)
+    expected = (prob - target)[valid.expand_as(prob)].double().square().mean()
     term = method.training_step(batch, ITERATION)["consistency"]
     torch.testing.assert_close(term.double(), method.consistency_weight(ITERATION) * expected, rtol=1e-4, atol=0)
 

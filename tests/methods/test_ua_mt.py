@@ -24,31 +24,37 @@ class Replay(nn.Module):
         return {"softmax": self.logits.pop(0)}
 
 
-def logits_like(count: int, scale: float = 1.0) -> torch.Tensor:
-    return scale * torch.randn(count, 2, SIZE, SIZE, SIZE)
+def logits_like(count: int, scale: float = 1.0, classes: int = 1) -> torch.Tensor:
+    return scale * torch.randn(count, classes + 1, SIZE, SIZE, SIZE)
 
 
 @pytest.mark.parametrize(("iteration", "threshold"), [(0, 0.521), (3000, 0.570), (6000, math.log(2))])
 def test_threshold_rises_from_0521_to_ln_2(iteration, threshold):
     assert uncertainty_threshold(iteration, 6000) == pytest.approx(threshold, abs=5e-4)
+    of_three = threshold * math.log(4) / math.log(2)  # the largest entropy of three classes and the background
+    assert uncertainty_threshold(iteration, 6000, num_classes=3) == pytest.approx(of_three, abs=1e-3)
 
 
-@pytest.mark.parametrize(("norm", "classes"), [("code", 2), ("paper", 1)])
-def test_consistency_is_the_formula_of_the_public_implementation(build, make_batch, norm, classes):
-    method, batch = build("ua_mt", "--uamt_norm", norm), make_batch(size=SIZE)
-    student, single = logits_like(4), logits_like(2)
-    base = logits_like(2, 3.0).repeat(2, 1, 1, 1, 1)  # alike in all passes, else hardly any voxel would be certain
-    passes = [base + logits_like(4, 0.3) for _ in range(4)]
+@pytest.mark.parametrize(
+    ("norm", "classes", "divisor"), [("code", 1, 2), ("paper", 1, 1), ("code", 2, 3), ("paper", 2, 1)]
+)
+def test_consistency_is_the_formula_of_the_public_implementation(build, make_batch, norm, classes, divisor):
+    flags = "--uamt_norm", norm, "--num_classes", str(classes)
+    method, batch = build("ua_mt", *flags), make_batch(size=SIZE, classes=classes)
+    student, single = logits_like(4, classes=classes), logits_like(2, classes=classes)
+    # Alike in all passes, else hardly any voxel would be certain.
+    base = logits_like(2, 3.0, classes).repeat(2, 1, 1, 1, 1)
+    passes = [base + logits_like(4, 0.3, classes) for _ in range(4)]
     method.student, method.teacher.network = Replay(student), Replay(single, *passes)
     term = method.training_step(batch, ITERATION)["consistency"]
     assert method.teacher.network.sizes == [2, 4, 4, 4, 4]
 
-    mean = torch.cat(passes).double().softmax(1).reshape(8, 2, 2, SIZE, SIZE, SIZE).mean(0)
+    mean = torch.cat(passes).double().softmax(1).reshape(8, 2, -1, SIZE, SIZE, SIZE).mean(0)
     uncertainty = -(mean * (mean + 1e-6).log()).sum(1, keepdim=True)
-    certain = (uncertainty < uncertainty_threshold(ITERATION, 200)).double()
-    assert 0.2 < certain.mean() < 0.95
+    certain = (uncertainty < uncertainty_threshold(ITERATION, 200) * math.log(classes + 1) / math.log(2)).double()
+    assert 0.2 < certain.mean() < 0.98
     difference = (student[2:].double().softmax(1) - single.double().softmax(1)) ** 2
-    expected = (certain * difference).sum() / (classes * certain.sum() + 1e-16)
+    expected = (certain * difference).sum() / (divisor * certain.sum() + 1e-16)
     torch.testing.assert_close(term.double(), method.consistency_weight(ITERATION) * expected, rtol=1e-4, atol=0)
 
 
