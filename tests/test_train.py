@@ -19,9 +19,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import make_phantom
 import train
 import train_dtml
 from dataloaders.batch import BatchStream
+from dataloaders.case_files import class_attributes, read_classes
 from dataloaders.split import settle
 from dataloaders.store import CaseStore
 from engine import Engine
@@ -31,6 +33,7 @@ from runtime.distributed import Ranks
 from scans.preprocess import RECORD, Preprocessing
 from utils import files
 from utils.errors import InputError, run_script
+from utils.labels import ONE_CLASS, LabelClass, classes_of_record
 
 SMALL = "--preset demo --patch_size 32 32 32 --n_filters 2 --batch_size 2 --labelnum 3 --device cpu --image_every 0"
 FLAGS = [*SMALL.split(), *"--log_every 1 --dropout 0.5 --lr_schedule steps --base_lr 0.01".split()]
@@ -45,6 +48,15 @@ def command(phantom, tmp_path) -> Callable[..., list[str]]:
         return [*FLAGS, "--root_path", str(phantom), "--model_path", str(tmp_path), "--exp", exp, *flags]
 
     return build
+
+
+@pytest.fixture(scope="session")
+def two_classes(tmp_path_factory) -> Path:
+    """As `phantom`, with two classes."""
+    folder = tmp_path_factory.mktemp("two")
+    flags = ["--train", "6", "--test", "2", "--shape", "40", "36", "32", "--classes", "2"]
+    assert make_phantom.main(["--dest", str(folder), "--overwrite", *flags]) == 0
+    return folder
 
 
 @pytest.fixture
@@ -157,9 +169,10 @@ def test_a_run_without_a_name_gets_one(command, tmp_path):
 # --- resume
 
 
-@pytest.mark.parametrize("method", ["dtml", "supervised"])
-def test_k_and_n_minus_k_iterations_equal_n(command, tmp_path, monkeypatch, method):
-    flags = ("--method", method, "--max_iterations", "3", "--save_every", "10")
+@pytest.mark.parametrize(("method", "scans"), [("dtml", "phantom"), ("supervised", "phantom"), ("dtml", "two_classes")])
+def test_k_and_n_minus_k_iterations_equal_n(command, request, tmp_path, monkeypatch, method, scans):
+    root = str(request.getfixturevalue(scans))
+    flags = ("--method", method, "--root_path", root, "--max_iterations", "3", "--save_every", "10")
     assert train.main(command(*flags, exp="whole")) == 0
     with monkeypatch.context() as patch:
         send_at(patch, iteration=2)
@@ -402,6 +415,73 @@ def test_too_little_memory_of_the_machine_is_one_sentence_and_makes_no_folder(co
     assert not (tmp_path / "run").exists()
 
 
+# --- several classes
+
+
+VALIDATED = "--labelnum 4 --val_cases 1 --val_every 1 --report_every 1 --image_every 1".split()
+
+
+def test_a_run_of_two_classes_says_so_and_logs_the_dice_of_each(command, two_classes, tmp_path):
+    flags = ["--root_path", str(two_classes), "--max_iterations", "1", *VALIDATED]
+    assert train_dtml.main(command(*flags)) == 0
+    folder, state = tmp_path / "run", state_of(tmp_path / "run")
+    classes = classes_of_record(state["classes"])
+    names = [one.name for one in classes]
+    assert classes == read_classes(two_classes, "phantom_000") and len(names) == 2
+    assert state["options"]["num_classes"] == json.loads((folder / runs.OPTIONS).read_text())["num_classes"] == 2
+    log = (folder / runs.LOG).read_text()
+    assert f"2 classes ({', '.join(names)})" in log
+    for line in (line for line in log.splitlines() if "Dice" in line):
+        found = re.findall(rf"([\d.]+) \({names[0]} ([\d.]+), {names[1]} ([\d.]+)\)", line)
+        assert found and all(abs(float(a) - (float(b) + float(c)) / 2) < 0.11 for a, b, c in found)
+    row = curves_of(folder)[-1]
+    each = [float(row[f"validation/dice_{name}"]) for name in names]
+    assert float(row["validation/dice"]) == pytest.approx(sum(each) / 2)
+    events = EventAccumulator(str(folder / runs.TENSORBOARD)).Reload()
+    assert "training" in events.Tags()["images"]
+
+
+def test_a_run_of_one_class_records_it_and_does_not_mention_classes(command, tmp_path):
+    assert train_dtml.main(command("--max_iterations", "1", *VALIDATED)) == 0
+    assert classes_of_record(state_of(tmp_path / "run")["classes"]) == ONE_CLASS
+    assert "classes (" not in (tmp_path / "run" / runs.LOG).read_text()
+    assert {key for key in curves_of(tmp_path / "run")[-1] if key.startswith("validation")} == {"validation/dice"}
+
+
+def test_resuming_with_other_classes_is_one_sentence(command, two_classes, tmp_path, capsys):
+    scans = Path(shutil.copytree(two_classes, tmp_path / "copy"))
+    flags = command("--root_path", str(scans), "--max_iterations", "1")
+    assert train_dtml.main(flags) == 0
+    capsys.readouterr()
+    assert "--num_classes 1" in refused(lambda: train_dtml.main([*flags, "--resume", "--num_classes", "1"]), capsys)
+    for case in scans.glob("phantom_*"):
+        with h5py.File(case / "mri_norm2.h5", "r+") as file:
+            file.attrs.update(class_attributes((LabelClass("other", (1,)), LabelClass("two", (2,)))))
+    error = refused(lambda: train_dtml.main([*flags, "--resume"]), capsys)
+    assert "other, two" in error and "--root_path" in error
+    state = state_of(tmp_path / "run")
+    del state["classes"]  # a run from before there were several, which goes by its options
+    runs.save_checkpoint(tmp_path / "run" / runs.LAST, state)
+    assert train_dtml.main([*flags, "--resume"]) == 0
+
+
+def test_weights_of_one_class_are_no_start_for_two(command, two_classes, tmp_path, capsys):
+    flags = ["--method", "supervised", "--max_iterations", "1"]
+    assert train.main(command(*flags)) == 0
+    capsys.readouterr()
+    tuned = command(*flags, "--root_path", str(two_classes), "--init_from", "run", exp="tuned")
+    assert "'num_classes': 1" in refused(lambda: train.main(tuned), capsys)
+    assert not (tmp_path / "tuned").exists()
+
+
+def test_two_ranks_train_two_classes_as_one_run(command, two_classes, tmp_path, in_ranks):
+    flags = ["--method", "supervised", "--root_path", str(two_classes), "--max_iterations", "1", *VALIDATED]
+    outcomes = in_ranks(lambda: train.main(command(*flags)))
+    assert [outcome.status for outcome in outcomes] == [0, 0]
+    state = state_of(tmp_path / "run")
+    assert len(state["classes"]) == state["networks"]["network.heads.softmax.bias"].numel() - 1 == 2
+
+
 # --- bad input: one sentence, status 2, no folder
 
 
@@ -470,6 +550,22 @@ def nothing(root: Path) -> None:
     pass
 
 
+def two_values(root: Path) -> None:
+    label = np.random.default_rng(0).integers(0, 3, (40, 36, 32)).astype(np.uint8)
+    edit(root, "phantom_001", label=label, image=label.astype(np.float32))
+
+
+def two_recorded(root: Path) -> None:
+    for case in root.glob("phantom_*"):
+        with h5py.File(case / "mri_norm2.h5", "r+") as file:
+            file.attrs.update(class_attributes((LabelClass("one", (1,)), LabelClass("two", (2,)))))
+
+
+def no_foreground(root: Path) -> None:
+    for number in range(3):
+        edit(root, f"phantom_00{number}", label=np.zeros((40, 36, 32), np.uint8), image=np.full((40, 36, 32), number))
+
+
 def garbage(root: Path) -> None:
     (root / "weights.pth").write_bytes(b"no weights")
 
@@ -491,6 +587,15 @@ BAD_INPUT = [
     (nan_in_image, "--cache none", ["phantom_004/mri_norm2.h5", "NaN"]),
     (other_values, "--cache none", ["phantom_001/mri_norm2.h5", "values other than 0 and 1"]),
     (nan_in_image, "--labelnum 5 --val_cases 1", ["phantom_004/mri_norm2.h5", "NaN"]),
+    (two_values, "", ["phantom_001/mri_norm2.h5", "--num_classes 2"]),
+    (two_values, "--cache none", ["phantom_001/mri_norm2.h5", "--num_classes 2"]),
+    (two_values, "--num_classes 3", ["class 3", "--num_classes"]),
+    (two_values, "--num_classes 3 --cache none", ["class 3", "--num_classes"]),
+    (two_recorded, "", ["two", "--num_classes"]),
+    (two_recorded, "--num_classes 1", ["phantom_000", "--num_classes 1", "one, two"]),
+    (nothing, "--num_classes 0", ["--num_classes"]),
+    (nothing, "--num_classes 256", ["--num_classes"]),
+    (no_foreground, "", ["foreground", "--labelnum"]),
     (truncated, "", ["phantom_003/mri_norm2.h5", "damaged"]),
     (nothing, "--labelnum 7", ["--labelnum 7", "6 cases"]),
     (nothing, "--labelnum 6", ["--labelnum", "unlabeled"]),

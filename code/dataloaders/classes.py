@@ -1,7 +1,7 @@
 """The foreground classes of a run: those that its labeled cases record, or as many as --num_classes says."""
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from dataloaders.case_files import case_path, read_classes
 from utils.errors import InputError
@@ -31,7 +31,7 @@ def settle_classes(options: Namespace, cases: Sequence[str]) -> tuple[LabelClass
     return classes
 
 
-def refuse_absent(absent: Sequence[int], classes: Sequence[LabelClass]) -> None:
+def refuse_absent(absent: Collection[int], classes: Sequence[LabelClass]) -> None:
     """Classes that no labeled case holds, by number, are an `InputError`: nothing would teach them."""
     if absent:
         names = in_words([classes[number - 1] for number in sorted(absent)])
