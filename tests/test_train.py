@@ -563,7 +563,9 @@ def two_recorded(root: Path) -> None:
 
 def no_foreground(root: Path) -> None:
     for number in range(3):
-        edit(root, f"phantom_00{number}", label=np.zeros((40, 36, 32), np.uint8), image=np.full((40, 36, 32), number))
+        edit(
+            root, f"phantom_00{number}", label=np.zeros((40, 36, 32), np.uint8), image=np.full((40, 36, 32), 1 + number)
+        )
 
 
 def garbage(root: Path) -> None:

@@ -37,7 +37,7 @@ class Predictor(nn.Module):
         self.on_windows: Callable[[int], None] = lambda count: None  # told how many patches are done
 
     def predict(self, image: Tensor, outputs: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """Args: image, (B, 1, W, H, D). Returns: {"prob": in [0, 1], "sdm": in [-1, 1]}, each of that shape."""
+        """Args: image, (B, 1, W, H, D). Returns: (B, C, W, H, D) each, {"prob": in [0, 1], "sdm": in [-1, 1]}."""
         maps = self._mean(image, tuple(outputs or self.outputs))
         self.on_windows(len(image))
         return maps
@@ -58,7 +58,7 @@ class Predictor(nn.Module):
         return {name: torch.rot90(x.flip(axes), -turns, PLANE) if turns or axes else x for name, x in maps.items()}
 
     def forward(self, image: Tensor) -> Tensor:
-        """Probability of patches, (B, 1, W, H, D), and nothing else: what is exported."""
+        """Probability of patches, (B, C, W, H, D), and nothing else: what is exported."""
         return self._mean(image, (PROB,))[PROB]
 
 

@@ -21,7 +21,7 @@ TRACED = (2, 3, 4)  # multiples of the stride that differ, so that none is taken
 
 
 def export_onnx(network: nn.Module, patch: Sequence[int], metadata: dict[str, Any], path: Path) -> float:
-    """Write a network on the CPU, (B, 1, W, H, D) -> (B, 1, W, H, D), to `path`, and run the file once.
+    """Write a network on the CPU, (B, 1, W, H, D) -> (B, C, W, H, D), to `path`, and run the file once.
 
     Batch, W, H and D are free, W, H and D multiples of the network's stride; a `patch` that is none fixes them instead,
     and the padding to the next multiple becomes part of the file.

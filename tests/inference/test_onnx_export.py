@@ -67,12 +67,14 @@ def test_without_the_exporter_there_is_no_file(tiny_options, tmp_path, monkeypat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("classes", ["1", "2"])
 @pytest.mark.parametrize("method", METHODS)
-def test_every_output_of_every_method(tiny_options, tmp_path, method):
+def test_every_output_of_every_method(tiny_options, tmp_path, method, classes):
     for head in METHODS[method](tiny_options(method)).outputs:
         soft = ("--sdm_k", "10") if method in ("dtml", "dtc") else ()  # 1500 turns rounding into 1e-3
-        network = network_of(tiny_options, method, head, *soft)
-        assert export_onnx(network, (32, 32, 32), {}, tmp_path / f"{head}.onnx") < TOLERANCE
+        network, path = network_of(tiny_options, method, head, *soft, "--num_classes", classes), tmp_path / "net.onnx"
+        assert export_onnx(network, (32, 32, 32), {}, path) < TOLERANCE
+        assert ran(path, torch.randn(1, 1, 32, 32, 32)).shape == (1, int(classes), 32, 32, 32)
 
 
 @pytest.mark.slow

@@ -130,3 +130,12 @@ def test_the_optimizer_is_the_public_implementations(critic):
     assert isinstance(optimizer, torch.optim.Adam)
     assert (group["lr"], group["betas"], group["weight_decay"]) == (1e-4, (0.9, 0.99), 0)
     assert len(group["params"]) == len(list(critic.parameters()))
+
+
+def test_several_classes_widen_the_first_convolution_alone():
+    few, many = SDMCritic(n_filters=4), SDMCritic(n_filters=4, num_classes=3)
+    assert count(many) - count(few) == 2 * 4 * 4**3
+    assert many(torch.rand(2, 3, 16, 16, 16), torch.rand(2, 1, 16, 16, 16)).shape == (2, 2)
+    few, many = ConfidenceNet(n_filters=4), ConfidenceNet(n_filters=4, num_classes=3)
+    assert count(many) - count(few) == 2 * 4 * 3**3
+    assert many(torch.rand(2, 4, 16, 16, 16)).shape == (2, 1, 16, 16, 16)

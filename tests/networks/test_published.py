@@ -173,6 +173,19 @@ def test_heads_that_the_file_lacks_keep_their_values(tmp_path, classes, heads, l
         assert torch.equal(value, before[name]) == kept, name
 
 
+@pytest.mark.parametrize(
+    ("classes", "heads"), [((1, 1), ("sdm", "seg")), ((2,), ("softmax",)), ((2,), ("seg",)), ((1, 2), ("sdm", "seg"))]
+)
+def test_heads_of_several_classes_keep_their_values(tmp_path, classes, heads):
+    """Also those that have as many channels as a layer of the file, for other classes."""
+    torch.save(published(*classes).state_dict(), tmp_path / "weights.pth")
+    ours = VNet(heads, n_filters=WIDTH, num_classes=2)
+    before = snapshot(ours)
+    assert load_published(ours, tmp_path / "weights.pth") == list(heads)
+    changed = {name.split(".")[0] for name, value in ours.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"encoder", "down", "up", "decoder"}
+
+
 def test_a_map_head_of_the_papers_form_keeps_its_values(tmp_path):
     path, network = tmp_path / "dtc.pth", VNet(("sdm", "seg"), WIDTH, sdm_head="block")
     torch.save(published(1, 1).state_dict(), path)
@@ -326,6 +339,13 @@ def test_resume_without_a_checkpoint_loads_the_file_and_names_the_head_that_it_l
     assert status == 0
     torch.testing.assert_close(networks_of(folder)["network.up.0.0.weight"], theirs.block_five_up.conv[0].weight)
     assert any("dtc.pth" in line and "softmax" in line for line in (folder / "log.txt").read_text().splitlines())
+
+
+def test_the_sentence_on_a_head_of_several_classes(tmp_path, tiny_options):
+    torch.save(published(2, width=8).state_dict(), tmp_path / "weights.pth")
+    method = METHODS["supervised"](tiny_options("supervised", "--num_classes", "2"))
+    (sentence,) = method.load_pretrained([tmp_path / "weights.pth"])
+    assert "softmax" in sentence and "2 classes" in sentence and "scratch" in sentence
 
 
 def test_a_bad_file_costs_no_existing_run(tmp_path, run_training):

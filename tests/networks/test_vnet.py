@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from networks import NETWORKS
 from networks.vnet import VNet
 from utils.constants import MIN_PATCH
 
@@ -238,3 +239,11 @@ def test_channels_last_gives_the_same_output(make_network):
         expected, actual = network(image), other(image.to(memory_format=torch.channels_last_3d))
     for head in expected:
         torch.testing.assert_close(actual[head], expected[head], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("network", NETWORKS.values())
+@pytest.mark.parametrize("classes", [1, 2, 4])
+def test_heads_have_a_channel_per_class_and_the_softmax_one_for_the_background(network, classes):
+    outputs = network(("seg", "sdm", "softmax"), n_filters=2, num_classes=classes)(torch.rand(2, 1, 16, 16, 16))
+    assert {name: x.shape[1] for name, x in outputs.items()} == {"seg": classes, "sdm": classes, "softmax": classes + 1}
+    assert outputs["sdm"].abs().max() <= 1
