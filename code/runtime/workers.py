@@ -6,6 +6,7 @@ import multiprocessing.queues
 import os
 import shutil
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -39,7 +40,7 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers:
         return
     # Not forked from here: a fork copies the locks, but not the threads, of a PyTorch at work.
     context = multiprocessing.get_context("forkserver")
-    pool = ProcessPoolExecutor(workers, context, initializer=_leave_interrupts)
+    pool = ProcessPoolExecutor(workers, context, initializer=_begin_worker)
     pending: deque = deque()
     try:
         for item in items:
@@ -56,9 +57,15 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers:
         pool.shutdown(cancel_futures=True)
 
 
-def _leave_interrupts() -> None:
-    """Ctrl-C reaches the whole group of processes; the first one alone answers it."""
+def _begin_worker() -> None:
+    """Leave Ctrl-C, which reaches the whole group of processes, to the first one, and end when that is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 # --- processes that load batches

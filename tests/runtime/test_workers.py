@@ -2,8 +2,12 @@
 
 import operator
 import os
+import subprocess
+import sys
+import time
 from argparse import Namespace
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +15,8 @@ from dataloaders.case_files import read_list
 from runtime import workers
 from runtime.workers import affordable_workers, in_order
 from utils.errors import InputError
+
+CODE = Path(workers.__file__).parents[1]
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
@@ -43,6 +49,28 @@ def test_an_input_error_arrives_as_such(tmp_path):
 def test_a_worker_that_dies_is_one_sentence():
     with pytest.raises(InputError, match="--score_workers"):
         list(in_order(os._exit, [1, 1, 1], 1, "--score_workers"))
+
+
+HANGS = """
+import operator, os, time
+from runtime.workers import in_order
+for pid in in_order(operator.methodcaller("__call__"), [os.getpid, os.getpid], 1, "--flag"):
+    print(pid, flush=True)
+    time.sleep(1000)
+"""
+
+
+def test_workers_end_with_a_command_that_is_killed():
+    process = subprocess.Popen([sys.executable, "-c", HANGS], stdout=subprocess.PIPE, text=True, cwd=CODE)
+    worker = int(process.stdout.readline())
+    os.kill(worker, 0)
+    process.kill()
+    process.wait()
+    end = time.monotonic() + 20
+    with pytest.raises(ProcessLookupError):
+        while time.monotonic() < end:
+            os.kill(worker, 0)
+            time.sleep(0.05)
 
 
 def test_an_error_while_items_are_made_ends_the_work():
