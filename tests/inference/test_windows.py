@@ -272,7 +272,7 @@ def test_dice_of_cases(tmp_path):
     for name, seen in (("found", label), ("missed", 0 * label), ("half", half)):
         case_path(tmp_path, name).parent.mkdir()
         with h5py.File(case_path(tmp_path, name), "w") as file:
-            file["image"], file["label"] = seen.astype(np.float32), label
+            file["image"], file["label"] = seen + 0.01 * np.indices(seen.shape)[0], label
     method, options = Fake(torch.clone), flags(root_path=str(tmp_path))
     assert dice_of_cases(method, ["found", "missed", "half"], options, CPU) == [pytest.approx((1 + 0 + 2 / 3) / 3)]
     assert method.asked == {("seg",)}
