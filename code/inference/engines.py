@@ -19,6 +19,8 @@ PRECISIONS = {
     "bf16": "bf16",
 }  # of --amp, as OpenVINO calls them; its own default depends on the processor
 
+MOST_MODELS = 8  # at hand: maps and turned views of a patch need four, --window whole one more for every scan
+
 
 def on_engine(method: Method, device: torch.device, options: Namespace) -> nn.Module:
     """The method ready to predict: on its device or, with --engine openvino, compiled for the CPU."""
@@ -48,7 +50,7 @@ class OpenVINOMethod(nn.Module):
         super().__init__()
         self.method, self.outputs, self.amp = method.eval(), method.outputs, amp
         self._models: dict[tuple, tuple[Any, Any]] = {}  # by call and size: a model for any batch, names of its outputs
-        self._compiled: dict[tuple, Any] = {}  # by the same and the batch, which is faster than free ones
+        self._compiled: dict[tuple, Any] = {}  # by the same and the batch; a model for any is slower
 
     @property
     def exclusive(self) -> bool:
@@ -66,6 +68,8 @@ class OpenVINOMethod(nn.Module):
     def _run(self, call: str, image: Tensor, *args: tuple[str, ...]) -> dict[str, Tensor]:
         key = (call, *args, image.shape[1:])
         if key not in self._models:
+            if len(self._models) == MOST_MODELS:
+                self._models, self._compiled = {}, {}
             self._models[key] = self._model(call, image, args)
         model, spec = self._models[key]
         if (key, len(image)) not in self._compiled:

@@ -6,6 +6,7 @@ from argparse import Namespace
 import pytest
 import torch
 
+from inference import engines
 from inference.engines import OpenVINOMethod, on_engine
 from inference.windows import predict_volume
 from methods import METHODS
@@ -61,6 +62,17 @@ KINDS = [(name, ()) for name in METHODS] + [
 def test_every_method_network_and_norm(build, name, flags):
     method = build(name, *flags)
     require_equal(method, torch.randn(2, 1, 32, 40, 33), method.outputs[:1])  # padded within the network
+
+
+@pytest.mark.slow
+def test_models_of_many_sizes_are_let_go(build, monkeypatch):
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(engines, "MOST_MODELS", 2)
+    engine, held = OpenVINOMethod(build("supervised"), "off"), []
+    for length in (32, 48, 32, 64):
+        assert engine.predict(torch.randn(1, 1, length, 32, 32))["seg"].shape[2] == length
+        held.append((len(engine._models), len(engine._compiled)))
+    assert held == [(1, 1), (2, 2), (2, 2), (1, 1)]
 
 
 @pytest.mark.slow  # compiling takes seconds
