@@ -2,8 +2,9 @@
 
 Reads NIfTI, NRRD, MetaImage and DICOM, prepares each scan as the run's training scans were, and writes a
 mask in the geometry of the scan, <output>/<case>.nii.gz, for a viewer to lay over it. predictions.csv has a row
-per scan: volume, whether it is empty or touches the border. The run folder is all that is needed: it may be copied
-to another machine.
+per scan: volume, whether it is empty or touches the border. With several classes a mask has the values of the
+label files; labels.json and, for ITK-SNAP, labels.txt name them. The run folder is all that is needed: it may be
+copied to another machine.
 
 Accuracy on scans that were not cropped around the atrium, as the training scans were, is not measured. Not for
 clinical use.
@@ -54,7 +55,7 @@ def make_parser() -> Parser:
         choices=("prob", "sdm"),
         default=[],
         help="maps to write beside the mask: <case>_prob, the foreground probability; <case>_sdm, the network's signed "
-        "distance map, negative inside, in [-1, 1] without a unit, where the method has one",
+        "distance map, negative inside, in [-1, 1] without a unit, where the method has one; each class has its own",
     )
     scans.add_argument(
         "--format",

@@ -68,6 +68,9 @@ def make_parser() -> Parser:
         help="write report.html to the folder of the run: tables, plots, slices, surfaces, curves; opens offline. Of "
         "several runs one report, in the folder of the first",
     )
+    parser.add_argument(
+        "--class", dest="class_name", metavar="NAME", help="compare this class (default: the mean over all classes)"
+    )
     parser.add_argument("--verbose", action="store_true", help="print every output and filter, and every case")
     parser.add_argument("--verify_metrics", action="store_true", help="compare every score with medpy (slow)")
     flags.add_compat_option(parser)
@@ -155,7 +158,7 @@ def print_scores(tested: Sequence["TestedRun"], printed: Sequence[str], asked: N
     for run in dict.fromkeys(tested) if asked.verbose or len(tested) == 1 else ():
         head, post = run.kind
         print(f"\n{run.name}: output {head}, {FILTER_NAMES[post]}, iteration {run.content['iteration']}\n")
-        print(case_table(run.scores, head, post))
+        print(case_table(run.scores, head, post, {name: one.scores for name, one in run.by_class.items()}))
         if asked.verbose:
             print(f"\n{summary_table(run.scores)}")
     if len(tested) > 1:
@@ -167,7 +170,7 @@ def print_scores(tested: Sequence["TestedRun"], printed: Sequence[str], asked: N
 
 
 def _verified(tested: Sequence["TestedRun"]) -> str:
-    scores = [score for run in dict.fromkeys(tested) for score in run.scores]
+    scores = [s for run in dict.fromkeys(tested) for one in run.by_class.values() or [run] for s in one.scores]
     compared = sum(score["volume_ml"] > 0 and score["label_ml"] > 0 for score in scores)
     empty = len(scores) - compared
     rest = f"; {counted(empty, 'other')} with an empty mask, for which medpy has no distance" if empty else ""

@@ -26,6 +26,7 @@ from torch import nn
 import predict
 import train
 from dataloaders.case_files import read_image, read_spacing
+from evaluation.metrics import largest_component
 from inference import plan, segmenting
 from inference.predictions import Predictions
 from methods import METHODS
@@ -359,9 +360,7 @@ def test_an_ensemble_is_the_mean_of_its_members(make_run, tmp_path):
         expected = np.mean([maps[exp][index] for exp in "abc"], axis=0)
         np.testing.assert_allclose(maps["abc"][index], expected, atol=1e-6)
         assert np.abs(maps["abc"][index] - maps["a"][index]).max() > 0.1
-    np.testing.assert_array_equal(
-        load(tmp_path / "abc" / "heart.nii.gz"), segmenting.largest_component(maps["abc"][0] > 0.5)
-    )
+    np.testing.assert_array_equal(load(tmp_path / "abc" / "heart.nii.gz"), largest_component(maps["abc"][0] > 0.5))
 
 
 def turned(array: np.ndarray, turns: int, flip: int | None) -> np.ndarray:

@@ -433,14 +433,14 @@ def assert_same_files(first: Path, second: Path, flags: tuple[str, ...]) -> None
 def test_cases_dealt_out_to_ranks_give_the_same_files(make_run, in_ranks, tmp_path, monkeypatch, size, flags):
     alone, shared = make_run("alone"), make_run("shared")
     score(alone, *flags)
-    predict = scoring.predict_masks
+    predict = scoring.predict_labels
 
     def noted(method, case, *rest):
         with (tmp_path / "noted").open("a") as file:
             file.write(f"{os.environ['RANK']} {case}\n")
         return predict(method, case, *rest)
 
-    monkeypatch.setattr(scoring, "predict_masks", noted)
+    monkeypatch.setattr(scoring, "predict_labels", noted)
     outcomes = in_ranks(lambda: test_LA.main(where(shared, *flags)), size)
     assert [outcome.status for outcome in outcomes] == [0] * size, outcomes
     assert [outcome.output for outcome in outcomes[1:]] == [""] * (size - 1)

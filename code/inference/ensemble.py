@@ -15,6 +15,7 @@ from methods.base import Method
 from scans.preprocess import Preprocessing
 from utils.constants import MIN_PATCH, PLANE
 from utils.errors import InputError
+from utils.labels import ONE_CLASS, LabelClass, classes_as_record, classes_of_record
 
 PROB, SDM = "prob", "sdm"
 Symmetry = tuple[int, int | None]  # quarter turns in the axial plane, then a flip along axis 0 or 1
@@ -72,6 +73,7 @@ class Member:
     preprocessing: Preprocessing
     typical: dict[str, Any] | None  # `typical_scan` of its training; None for runs that did not store it
     iteration: int
+    classes: tuple[LabelClass, ...] = ONE_CLASS
 
     @property
     def recipe(self) -> Preprocessing:
@@ -89,6 +91,7 @@ class Member:
             **{name: getattr(self.options, name) for name in names},
             "preprocessing": self.recipe.as_record(),
             "typical_scan": self.typical,
+            **({} if self.classes == ONE_CLASS else {"classes": classes_as_record(self.classes)}),
         }
 
 
@@ -104,6 +107,7 @@ def load_member(path: Path, state: dict[str, Any], options: Namespace, maps: Seq
         Preprocessing.from_record(state.get("preprocessing")),
         state.get("typical_scan"),
         state["iteration"],
+        classes_of_record(state.get("classes")),
     )
 
 

@@ -105,7 +105,8 @@ class Plan:
 
     def memory(self) -> tuple[int, int]:
         """Estimate of the bytes that the volumes take, and the network on its windows."""
-        voxels, maps = self.scan.array.size, len(self.views[0].member.predictor.outputs)
+        first, voxels = self.views[0].member, self.scan.array.size
+        maps = len(first.predictor.outputs) * len(first.classes)
         processed = max(math.prod(view.place.shape) for view in self.views)
         padded = max(math.prod(np.maximum(view.shape, view.member.options.patch_size).tolist()) for view in self.views)
         predicting = FLOAT * (voxels * (1 + maps) + processed * 2 + padded * (2 + 2 * maps))

@@ -9,10 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from evaluation.colors import look
 from runtime import runs
 from scans.files import OUTPUT_FLAG
 from utils import files
 from utils.errors import InputError
+from utils.labels import ONE_CLASS, LabelClass
 
 try:
     import fcntl
@@ -20,6 +22,21 @@ except ImportError:  # Windows: one command at a time
     fcntl = None
 
 FIELDS = ("case", "file", "output", "volume_ml", "empty", "touches_border", "seconds", "error")
+LABELS_JSON, LABELS_TXT = "labels.json", "labels.txt"  # beside the masks
+ITKSNAP_HEAD = """# ITK-SnAP Label Description File
+# IDX   -R-  -G-  -B-  -A--  VIS MSH  LABEL
+    0     0    0    0        0  0  0    "Clear Label\""""
+
+
+def volume_column(one: LabelClass) -> str:
+    """Column of predictions.csv with the volume of a class."""
+    return f"volume_ml_{one.name}"
+
+
+def itksnap_line(one: LabelClass, index: int) -> str:
+    """A class as ITK-SNAP's label descriptions have it."""
+    red, green, blue = bytes.fromhex(look(index)["color"][1:])
+    return f'{one.values[0]:5} {red:5} {green:4} {blue:4}        1  1  1    "{one.name}"'
 
 
 class Predictions:
@@ -29,8 +46,16 @@ class Predictions:
     `InputError`, and with `resume` other settings are one.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], resume: bool = False, overwrite: bool = False):
-        self.folder, self.csv = folder, folder / runs.PREDICTIONS_CSV
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        resume: bool = False,
+        overwrite: bool = False,
+        classes: Sequence[LabelClass] = ONE_CLASS,
+    ):
+        self.folder, self.csv, self.classes = folder, folder / runs.PREDICTIONS_CSV, classes
+        self.fields = (*FIELDS, *(volume_column(one) for one in classes)) if len(classes) > 1 else FIELDS
         self._json = folder / runs.PREDICTIONS_JSON
         self._settings = json.loads(json.dumps(settings))
         self._resume, self._overwrite = resume, overwrite
@@ -60,6 +85,16 @@ class Predictions:
                     if os.path.exists(path):  # unlike Path.exists, it takes names that are too long for the system
                         raise InputError(f"{path} exists; give --resume, --overwrite or another --output")
             files.write_json(self._json, self._settings, OUTPUT_FLAG)
+            if self.classes != ONE_CLASS:
+                self._write_names()
+
+    def _write_names(self) -> None:
+        """Names of the values in the masks: labels.json as in a dataset.json, labels.txt for ITK-SNAP."""
+        names = {"0": "background"} | {str(one.values[0]): one.name for one in self.classes}
+        files.write_json(self.folder / LABELS_JSON, {"labels": names}, OUTPUT_FLAG)
+        lines = [ITKSNAP_HEAD, *(itksnap_line(one, number) for number, one in enumerate(self.classes))]
+        with files.atomic(self.folder / LABELS_TXT, OUTPUT_FLAG) as temporary:
+            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def _require_settings(self) -> None:
         try:
@@ -96,12 +131,12 @@ class Predictions:
     def add(self, case: str, **values: str) -> None:
         """Add or replace the row of a case; values left out are empty."""
         with self._locked():
-            rows = {**self.rows(), case: {**dict.fromkeys(FIELDS, ""), "case": case, **values}}
+            rows = {**self.rows(), case: {**dict.fromkeys(self.fields, ""), "case": case, **values}}
             with (
                 files.atomic(self.csv, OUTPUT_FLAG) as temporary,
                 open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
             ):
-                writer = csv.DictWriter(file, FIELDS)
+                writer = csv.DictWriter(file, self.fields)
                 writer.writeheader()
                 writer.writerows(row for _, row in sorted(rows.items()))
 

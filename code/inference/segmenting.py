@@ -1,5 +1,6 @@
 """What predict.py does: every scan through the trained runs to its mask and its row, or the network to an ONNX file."""
 
+import re
 import sys
 import time
 from argparse import Namespace
@@ -10,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluation.metrics import MM3_PER_ML, largest_component
+from evaluation.metrics import MM3_PER_ML, largest_components
 from inference.engines import on_engine
 from inference.ensemble import PROB, SDM, Member, load_member
 from inference.onnx_export import OPSET, export_onnx
 from inference.plan import Plan, by, find_inputs, is_raw
-from inference.predictions import Predictions
+from inference.predictions import LABELS_TXT, Predictions, volume_column
 from inference.progress import Progress, in_units
 from inference.windows import THRESHOLD
 from options import flags
@@ -25,11 +26,12 @@ from scans import region
 from scans.files import READABLE, write_scan
 from utils import files
 from utils.errors import InputError
-from utils.labels import label_map
+from utils.labels import ONE_CLASS, LabelClass, label_map
 from utils.machine import available_memory
 
 ONE_FILE = {".nii": "nii.gz", ".mhd": "mha", ".nhdr": "nrrd"}  # formats that are not written as they are read
 SMALLER_BOX = f"give a smaller --roi, or {flags.LESS_WINDOW}"
+NO_WORD = re.compile(r"\W+")  # in the name of a class, no part of the name of a file
 FAILED = 1  # exit status if some scan could not be segmented
 NOTICE = "Accuracy on uncropped scans is not measured. Not for clinical use."
 
@@ -41,6 +43,13 @@ def load_members(asked: Namespace, options_of: Callable[[str, dict[str, Any]], N
         path = runs.checkpoint_path(runs.existing_run(asked.model_path, exp), asked.weights)
         state = runs.load_checkpoint(path)
         members.append(load_member(path, state, options_of(exp, state["options"]), maps, asked.tta))
+    for member in members:
+        if member.classes != members[0].classes:
+            ours, theirs = (", ".join(one.name for one in m.classes) for m in (members[0], member))
+            raise InputError(
+                f"--exp {members[0].exp} and {member.exp} have different classes ({ours}; {theirs}); the mean is over "
+                "runs of one preparation"
+            )
     return members
 
 
@@ -50,8 +59,9 @@ def segment_all(members: Sequence[Member], asked: Namespace) -> int:
     scans = find_inputs(files.repository_path(asked.input))
     device = on_device(members)
     folder = files.repository_path(asked.output)
-    predictions = Predictions(folder, record_of(members, asked), asked.resume, asked.overwrite)
-    outputs = {case: output_paths(folder, case, path, asked) for case, path in scans.items()}
+    classes = members[0].classes
+    predictions = Predictions(folder, record_of(members, asked), asked.resume, asked.overwrite, classes)
+    outputs = {case: output_paths(folder, case, path, asked, classes) for case, path in scans.items()}
     predictions.claim(scans.values(), [path for paths in outputs.values() for path in paths.values()])
     todo = predictions.missing(scans, {case: paths["mask"] for case, paths in outputs.items()})
     if len(todo) < len(scans):
@@ -78,7 +88,8 @@ def segment_all(members: Sequence[Member], asked: Namespace) -> int:
         return FAILED
     case = next(iter(scans))
     if is_raw(scans[case]):
-        print(f"to look at one: itksnap -g {files.shown(scans[case])} -s {files.shown(outputs[case]['mask'])}")
+        names = "" if classes == ONE_CLASS else f" -l {files.shown(folder / LABELS_TXT)}"
+        print(f"to look at one: itksnap -g {files.shown(scans[case])} -s {files.shown(outputs[case]['mask'])}{names}")
     return 0
 
 
@@ -91,13 +102,16 @@ def on_device(members: Sequence[Member]) -> torch.device:
     return device
 
 
-def output_paths(folder: Path, case: str, scan: Path, asked: Namespace) -> dict[str, Path]:
-    """Files to write for a scan: `mask`, and the maps of --save."""
+def output_paths(
+    folder: Path, case: str, scan: Path, asked: Namespace, classes: Sequence[LabelClass] = ONE_CLASS
+) -> dict[str | tuple[str, int], Path]:
+    """Files to write for a scan: `mask`, and the maps of --save by name and index of the class."""
     suffix = asked.format
     if suffix == "input":
         own = next((end for end in READABLE if scan.name.lower().endswith(end)), ".nii.gz")  # DICOM and HDF5 have none
         suffix = ONE_FILE.get(own, own.removeprefix("."))
-    maps = {name: folder / f"{case}_{name}.{suffix}" for name in asked.save}
+    ends = [f"_{NO_WORD.sub('_', one.name)}" for one in classes] if len(classes) > 1 else [""]
+    maps = {(m, index): folder / f"{case}_{m}{end}.{suffix}" for m in asked.save for index, end in enumerate(ends)}
     return {**maps, "mask": folder / f"{case}.{suffix}"}
 
 
@@ -119,21 +133,41 @@ def segment(
         for member in members:
             member.predictor.on_windows = progress
         maps = plan.predict(device)
-    mask = label_map(maps[PROB], all(member.predictor.method.exclusive for member in members)) > 0
+    label = label_map(maps[PROB], all(member.predictor.method.exclusive for member in members))
     if asked.post == "lcc":
-        mask = largest_component(mask)
+        label = largest_components(label)
+    values = original_values(label, members[0].classes)
     for name, output in outputs.items():
-        write_scan(output, mask if name == "mask" else maps[name][0], plan.scan.affine, plan.scan.header)
-    volume = np.count_nonzero(mask) * abs(np.linalg.det(plan.scan.affine[:3, :3])) / MM3_PER_ML
-    seconds, empty, touches = time.perf_counter() - start, not mask.any(), touches_border(mask[plan.box])
+        volume = values if name == "mask" else maps[name[0]][name[1]]
+        write_scan(output, volume, plan.scan.affine, plan.scan.header)
+    seconds, touches = time.perf_counter() - start, touches_border(label[plan.box] > 0)
+    return row_of(label, members[0].classes, plan.scan.voxel_mm3, touches, seconds, outputs["mask"].name)
+
+
+def original_values(label: np.ndarray, classes: Sequence[LabelClass]) -> np.ndarray:
+    """A label map 0..C with the values of the label files; of several that make one class, the first."""
+    values = np.array([0, *(one.values[0] for one in classes)])
+    return values.astype(np.min_scalar_type(values.max()))[label]
+
+
+def row_of(
+    label: np.ndarray, classes: Sequence[LabelClass], voxel_mm3: float, touches: bool, seconds: float, name: str
+) -> dict[str, str]:
+    """The row of a scan, which is said as well. Args: label, (W, H, D), 0..C."""
+    volumes = [np.count_nonzero(label == n) * voxel_mm3 / MM3_PER_ML for n in range(1, len(classes) + 1)]
+    empty, parts, by_class = not label.any(), "", {}
+    if len(classes) > 1:
+        by_class = {volume_column(one): f"{ml:.3f}" for one, ml in zip(classes, volumes, strict=True)}
+        parts = f" ({', '.join(f'{one.name} {ml:.1f}' for one, ml in zip(classes, volumes, strict=True))})"
     remarks = " (empty)" if empty else " (touches the border)" if touches else ""
-    print(f"  {volume:.1f} mL{remarks} in {seconds:.0f} s: {outputs['mask'].name}")
+    print(f"  {sum(volumes):.1f} mL{parts}{remarks} in {seconds:.0f} s: {name}")
     return {
-        "output": outputs["mask"].name,
-        "volume_ml": f"{volume:.3f}",
+        "output": name,
+        "volume_ml": f"{sum(volumes):.3f}",
         "empty": "yes" if empty else "no",
         "touches_border": "yes" if touches else "no",
         "seconds": f"{seconds:.1f}",
+        **by_class,
     }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from utils.errors import InputError
 from utils.labels import MEAN, MOST_CLASSES, LabelClass
+from utils.nifti import MOST_VALUE
 
 DATASET_JSON = "dataset.json"  # of the Medical Segmentation Decathlon and of nnU-Net
 
@@ -29,8 +30,8 @@ def label_classes(text: str) -> tuple[LabelClass, ...]:
             values = tuple(int(number) for number in numbers.split("+"))
         except ValueError:
             raise ArgumentTypeError(f"{part} must be value[+value] or name=value[+value], of whole numbers") from None
-        if 0 in values or (given and not name.strip()) or name.strip() == MEAN:
-            raise ArgumentTypeError(f"{part} must have values other than 0 (background), and a name other than {MEAN}")
+        if not all(0 < value <= MOST_VALUE for value in values) or (given and not name.strip()) or name.strip() == MEAN:
+            raise ArgumentTypeError(f"{part} must have values of 1 to {MOST_VALUE}, and a name other than {MEAN}")
         classes.append(LabelClass(name.strip(), values))
     values = [value for one in classes for value in one.values]
     if len(set(values)) < len(values) or len(classes) > MOST_CLASSES:

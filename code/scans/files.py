@@ -127,7 +127,7 @@ def write_scan(path: Path | str, array: np.ndarray, affine: np.ndarray, header: 
 
     Args:
         path: ends in .nii.gz, .nrrd or .mha; its folder exists.
-        array: (W, H, D); Boolean and integer values (0..255) are stored as uint8, floating ones as float32.
+        array: (W, H, D); Boolean and integer values go to uint8 or, above 255, uint16, floating ones to float32.
         affine: (4, 4), voxel index to RAS millimetres. NRRD and MHA hold no shear: there it is an `InputError`.
         header: of the NIfTI scan that the volume lies over; a .nii.gz then states its geometry in the same words.
     """

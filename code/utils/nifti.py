@@ -20,6 +20,7 @@ GEOMETRY = (
     "pixdim qform_code sform_code quatern_b quatern_c quatern_d qoffset_x qoffset_y qoffset_z srow_x srow_y srow_z "
     "xyzt_units"
 ).split()
+MOST_VALUE = 65535  # of a label file
 VOXEL_MM = (1e-3, 100.0)  # what a voxel of a patient can measure
 COMPRESSION_LEVEL = 6  # of gzip: an LA mask is 26 kB in 10 ms (59 kB at level 1, 20 kB in 60 ms at level 9)
 
@@ -37,8 +38,8 @@ def write_nifti(
 
     Args:
         path: ends in .nii.gz; its folder exists.
-        array: (X, Y, Z) in the axis order of the HDF5 files. Boolean and integer arrays (0..255) are stored
-            as uint8, floating ones as float32; nothing is scaled.
+        array: (X, Y, Z) in the axis order of the HDF5 files. Boolean and integer arrays (0..65535) are stored
+            as uint8 or, with values above 255, as uint16, floating ones as float32; nothing is scaled.
         spacing_mm: voxel size along each array axis, > 0.
         origin_mm: LPS position of the centre of voxel (0, 0, 0).
         direction: (3, 3), or its 9 numbers row by row as SimpleITK gives them: column j is the LPS unit
@@ -107,6 +108,7 @@ def stored(array: np.ndarray) -> np.ndarray:
         raise ValueError(f"a volume has three axes, got shape {array.shape}")
     if np.issubdtype(array.dtype, np.floating):
         return array.astype(np.float32)
-    if array.dtype != bool and array.size and (array.min() < 0 or array.max() > np.iinfo(np.uint8).max):
-        raise ValueError(f"mask values must lie in 0..255, got {array.min()}..{array.max()}")
-    return array.astype(np.uint8)
+    low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
+    if low < 0 or high > MOST_VALUE:
+        raise ValueError(f"label values must lie in 0..{MOST_VALUE}, got {low}..{high}")
+    return array.astype(np.uint8 if high <= np.iinfo(np.uint8).max else np.uint16)

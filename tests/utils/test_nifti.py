@@ -117,7 +117,7 @@ def test_full_disk_keeps_the_old_file_and_leaves_nothing_else(tmp_path, mask, mo
     [
         ("a.nii", np.zeros((2, 2, 2), bool), SPACING, ORIGIN, None),
         ("a.nii.gz", np.zeros((1, 2, 2, 2), bool), SPACING, ORIGIN, None),
-        ("a.nii.gz", np.full((2, 2, 2), 256), SPACING, ORIGIN, None),
+        ("a.nii.gz", np.full((2, 2, 2), 65536), SPACING, ORIGIN, None),
         ("a.nii.gz", np.full((2, 2, 2), -1), SPACING, ORIGIN, None),
         ("a.nii.gz", np.zeros((2, 2, 2), bool), (1, 1, 0), ORIGIN, None),
         ("a.nii.gz", np.zeros((2, 2, 2), bool), (1, 1, np.nan), ORIGIN, None),
