@@ -158,7 +158,7 @@ def read_itk(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     reader.SetFileName(itk_name(path))
     reader.SetImageIO("MetaImageIO" if path.suffix.lower() in METAIMAGE else "NrrdImageIO")  # ITK takes .MHA for none
     reader.ReadImageInformation()
-    if (held := _length(header, rest, files)) is not None:
+    if (held := _length(path, header, rest, files)) is not None:
         components = reader.GetNumberOfComponents()
         size = sitk.Image([1, 1], reader.GetPixelID(), components).GetSizeOfPixelComponent()
         _require_length(path, held, math.prod(reader.GetSize()) * components * size)
@@ -213,7 +213,7 @@ def _voxel_files(path: Path, header: str, rest: bytes) -> list[Path]:
     return [path.parent / name for name in names]
 
 
-def _length(header: str, rest: bytes, files: list[Path]) -> int | None:
+def _length(path: Path, header: str, rest: bytes, files: list[Path]) -> int | None:
     """Bytes of voxels that are there, read to the checksum where they are compressed, which ITK does not do.
 
     None where it says little: for numbers as text, and after a part that is skipped.
@@ -222,7 +222,11 @@ def _length(header: str, rest: bytes, files: list[Path]) -> int | None:
     deflated = re.search(r"^CompressedData\s*=\s*True", header, re.I | re.M)
     unpack = gzip.decompress if zipped else zlib.decompress if deflated else None
     if unpack:
-        held = sum(len(unpack(content)) for content in ([file.read_bytes() for file in files] or [rest]))
+        packed = [file.read_bytes() for file in files] or [rest]
+        size = re.search(r"^CompressedDataSize\s*=\s*(\d+)\s*$", header, re.M)
+        if deflated and (size or not files):  # without it ITK reads other bytes than these, but from a file of voxels
+            _require_length(path, sum(map(len, packed)), int(size[1]) if size else 0)
+        held = sum(len(unpack(content)) for content in packed)
     else:
         held = sum(file.stat().st_size for file in files) if files else len(rest)
     other = r"^((byte|line) ?skip|HeaderSize|encoding:(?!\s*(raw|gz))|BinaryData\s*=\s*False)"

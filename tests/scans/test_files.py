@@ -390,6 +390,20 @@ def test_a_flipped_bit_in_a_detached_compressed_file(tmp_path, array, name, voxe
     fault(lambda: read_scan(tmp_path / name), tmp_path / name)
 
 
+@pytest.mark.parametrize("stated", [b"", b"CompressedDataSize = 10\n"])
+def test_the_length_of_compressed_voxels(tmp_path, array, stated, capfd):
+    """ITK reads other bytes without a word where this line of the header is missing or wrong."""
+    for name in ("a.mha", "a.mhd"):
+        sitk.WriteImage(itk_image(array), str(tmp_path / name), useCompression=True)
+        content = re.sub(rb"CompressedDataSize.*\n", stated, (tmp_path / name).read_bytes())
+        (tmp_path / name).write_bytes(content)
+    fault(lambda: read_scan(tmp_path / "a.mha"), tmp_path / "a.mha", "damaged")
+    if stated:
+        fault(lambda: read_scan(tmp_path / "a.mhd"), tmp_path / "a.mhd", "damaged")
+    else:
+        np.testing.assert_array_equal(read_scan(tmp_path / "a.mhd").array, array)
+
+
 def write_list(folder, array, count):
     """A MetaImage whose slices are files."""
     sitk.WriteImage(itk_image(array), str(folder / "a.mhd"))
