@@ -323,8 +323,12 @@ def _dataset(file: h5py.File, key: str) -> h5py.Dataset:
         raise InputError(f"{file.filename} holds no data set '{key}' (found: {found}); {fix}")
     if data.ndim != 3 or 0 in data.shape:
         raise InputError(f"{file.filename}: '{key}' has shape {data.shape}; it must be a volume (W, H, D)")
-    if data.dtype.kind not in "fiub":
-        raise InputError(f"{file.filename}: '{key}' has type {data.dtype}; it must hold real numbers")
+    try:
+        kind = data.dtype
+    except (TypeError, ValueError) as error:  # numbers that NumPy does not know, such as floats of damaged widths
+        raise InputError(f"{file.filename} is damaged: '{key}' has an unknown type ({error})") from error
+    if kind.kind not in "fiub":
+        raise InputError(f"{file.filename}: '{key}' has type {kind}; it must hold real numbers")
     filters = data.id.get_create_plist()
     for code, _, _, name in map(filters.get_filter, range(filters.get_nfilters())):
         if not h5py.h5z.filter_avail(code):

@@ -232,6 +232,15 @@ def test_image_must_be_finite(tmp_path, image, value):
     the_fault(lambda: case_files.read_image(tmp_path, CASE), path, "'image'", "finite")
 
 
+def test_a_type_that_numpy_does_not_know(tmp_path, image):
+    write_case(tmp_path, image)
+    strange = h5py.h5t.IEEE_F32LE.copy()
+    strange.set_ebias(2**20)  # of the exponent
+    with h5py.File(case_path(tmp_path, CASE), "w") as file:
+        h5py.h5d.create(file.id, b"image", strange, h5py.h5s.create_simple(image.shape))
+    the_fault(lambda: case_files.read_image(tmp_path, CASE), CASE, "damaged")
+
+
 def test_image_must_not_be_constant(tmp_path, image):
     """A virtual data set whose file is missing, and chunks that were never written, read as zeros."""
     write_case(tmp_path, np.zeros_like(image))
