@@ -14,7 +14,7 @@ import json
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -213,38 +213,48 @@ def has_label(root: Path, case: str) -> bool:
 
 
 def same_scans(root: Path, cases: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of ids whose images have equal voxels: one scan under two names. Cases that cannot be read are left out.
+    """Pairs of ids whose images have equal voxels, as prepared or as scanned: one scan under two names.
 
-    Only images of one shape are compared, their middle slices first; prepared ones by the digest of their raw scan.
+    Cases that cannot be read are left out. Images are compared by shape and middle slice before they are read.
     """
-    same = [list(dict.fromkeys(cases))]
-    for clue in (_shape_clue, _slice_clue, _image_clue):
+    names = list(dict.fromkeys(cases))
+    alike = [*_alike(root, names, _raw_clue), *_alike(root, names, _shape_clue, _slice_clue, _image_clue)]
+    return list(dict.fromkeys(alike))
+
+
+def _alike(root: Path, cases: list[str], *clues: Callable[[h5py.File], Any]) -> list[tuple[str, str]]:
+    """The first of those that are equal in each clue, with each of the others; None is equal to nothing."""
+    same = [cases]
+    for clue in clues:
         groups: dict[Any, list[str]] = {}
         for number, group in enumerate(same):
             for case in group:
                 try:
-                    groups.setdefault((number, clue(root, case)), []).append(case)
+                    with _opened(root, case) as file:
+                        found = clue(file)
                 except InputError:  # said where the case is read
                     continue
+                if found is not None:
+                    groups.setdefault((number, found), []).append(case)
         same = [group for group in groups.values() if len(group) > 1]
     return [(group[0], other) for group in same for other in group[1:]]
 
 
-def _shape_clue(root: Path, case: str) -> Any:
-    with _opened(root, case) as file:
-        return file.attrs.get(VOXELS_KEY) or _dataset(file, IMAGE_KEY).shape
+def _raw_clue(file: h5py.File) -> str | None:
+    return str(file.attrs[VOXELS_KEY]) if VOXELS_KEY in file.attrs else None
 
 
-def _slice_clue(root: Path, case: str) -> Any:
-    with _opened(root, case) as file:
-        data = _dataset(file, IMAGE_KEY)
-        return file.attrs.get(VOXELS_KEY) or data[..., data.shape[2] // 2].astype(np.float32).tobytes()
+def _shape_clue(file: h5py.File) -> tuple[int, ...]:
+    return _dataset(file, IMAGE_KEY).shape
 
 
-def _image_clue(root: Path, case: str) -> Any:
-    with _opened(root, case) as file:
-        voxels = file.attrs.get(VOXELS_KEY)
-        return voxels or hashlib.sha256(_dataset(file, IMAGE_KEY)[()].astype(np.float32)).hexdigest()
+def _slice_clue(file: h5py.File) -> bytes:
+    data = _dataset(file, IMAGE_KEY)
+    return data[..., data.shape[2] // 2].astype(np.float32).tobytes()
+
+
+def _image_clue(file: h5py.File) -> str:
+    return hashlib.sha256(_dataset(file, IMAGE_KEY)[()].astype(np.float32)).hexdigest()
 
 
 def find_faults(root: Path, case: str, expect_label: bool = True, num_classes: int | None = None) -> list[str]:

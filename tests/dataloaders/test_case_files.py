@@ -313,11 +313,12 @@ def test_names_that_no_list_can_hold(case):
 
 
 def test_same_scans(tmp_path, image, label):
-    for case, voxels in (("a", image), ("b", image + 1), ("c", image), ("d", image[1:])):
+    for case, voxels in (("a", image), ("b", image + 1), ("c", image), ("d", image[1:]), ("g", 5 * image)):
         case_files.write_case(tmp_path, case, voxels, None, {})
-    for case in "ef":
-        case_files.write_case(tmp_path, case, np.full_like(image, ord(case)), None, {case_files.VOXELS_KEY: "digest"})
-    assert case_files.same_scans(tmp_path, list("abcdef") + ["missing"]) == [("a", "c"), ("e", "f")]
+    for case, factor in (("e", 5), ("f", 6)):  # prepared in two ways from one scan
+        case_files.write_case(tmp_path, case, factor * image, None, {case_files.VOXELS_KEY: "digest"})
+    found = case_files.same_scans(tmp_path, list("abcdefg") + ["missing"])
+    assert sorted(found) == [("a", "c"), ("e", "f"), ("e", "g")]
 
 
 def test_a_locked_file_is_not_damaged(tmp_path, image, label):

@@ -1,6 +1,8 @@
 """DICOM series, as single files and as frames of one, against the positions that their headers state."""
 
 import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -196,6 +198,20 @@ def test_compressed_pixels(tmp_path, write):
     write(tmp_path / "a", volume, [z(k) for k in range(N)])
     edit(tmp_path / "a", lambda dataset: dataset.compress(pydicom.uid.RLELossless))
     np.testing.assert_array_equal(read_scan(tmp_path / "a").array, volume.T)
+
+
+ENCODED = "RLE bigendian expb implicit jp2klossless jpeg_ls_lossless padded".split()
+
+
+@pytest.mark.parametrize("encoding", ENCODED)
+def test_every_encoding_of_one_slice(tmp_path, encoding):
+    """Files that come with pydicom."""
+    samples = Path(pydicom.__file__).parent / "data" / "test_files"
+    if not (samples / "MR_small.dcm").is_file():
+        pytest.skip("pydicom without its files")
+    shutil.copy(samples / f"MR_small_{encoding}.dcm", tmp_path)
+    expected = pydicom.dcmread(samples / "MR_small.dcm").pixel_array
+    np.testing.assert_array_equal(read_scan(tmp_path).array[..., 0], expected.T)
 
 
 @pytest.mark.parametrize("part", ["shared", "each"])
