@@ -220,6 +220,19 @@ SHEARED = affine(1)
 SHEARED[:3, 0] += 0.3 * SHEARED[:3, 1]
 
 
+def test_every_viewer_lays_the_mask_over_its_scan(make_run, tmp_path):
+    """Some go by the sform, others, with ITK, by the qform."""
+    image = nib.Nifti1Image(blob(), affine(0))
+    image.set_qform(affine(1), 1), image.set_sform(affine(2), 2)
+    nib.save(image, tmp_path / "heart.nii.gz")
+    out = run(make_run(), tmp_path / "heart.nii.gz", tmp_path / "out")
+    one, other = (nib.load(path / "heart.nii.gz").header for path in (tmp_path, out))
+    for form in ("sform", "qform"):
+        (place, code), (same, again) = (getattr(header, f"get_{form}")(coded=True) for header in (one, other))
+        assert code == again > 0
+        np.testing.assert_allclose(place, same, atol=1e-5)
+
+
 def test_a_sheared_scan_keeps_its_grid(make_run, tmp_path, capsys):
     scan, folder = write(tmp_path / "heart.nii.gz", blob(), SHEARED), make_run()
     out = run(folder, scan, tmp_path / "out")
@@ -535,6 +548,11 @@ def test_two_commands_share_a_folder(make_run, tmp_path, monkeypatch):
     os.close(handle)
     writer.join(10)
     assert "d" in both[0].rows()
+
+
+def test_no_mask_is_written_among_the_slices_of_a_scan(tmp_path):
+    with pytest.raises(InputError, match="--output"):
+        Predictions(tmp_path, {}).claim([tmp_path], [tmp_path / "a.nii.gz"])
 
 
 def test_a_file_system_without_locks_is_said_once(tmp_path, monkeypatch, capsys):

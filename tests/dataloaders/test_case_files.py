@@ -317,7 +317,9 @@ def test_same_scans(tmp_path, image, label):
         case_files.write_case(tmp_path, case, voxels, None, {})
     for case, factor in (("e", 5), ("f", 6)):  # prepared in two ways from one scan
         case_files.write_case(tmp_path, case, factor * image, None, {case_files.VOXELS_KEY: "digest"})
-    found = case_files.same_scans(tmp_path, list("abcdefg") + ["missing"])
+    image[0, 0, 0] += 1  # not in the middle slice
+    case_files.write_case(tmp_path, "h", image, None, {})
+    found = case_files.same_scans(tmp_path, list("abcdefgh") + ["missing"])
     assert sorted(found) == [("a", "c"), ("e", "f"), ("e", "g")]
 
 
