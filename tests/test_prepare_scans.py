@@ -401,6 +401,16 @@ def test_the_folder_of_images_is_no_folder_of_labels(raw, tmp_path, capsys):
     )
 
 
+def test_a_label_that_lies_apart_is_accepted_by_a_flag(command, raw, capsys):
+    path = raw / "labels" / "scan0.nii.gz"
+    image = nib.load(path)
+    image.affine[0, 3] += 0.2 * 2  # voxels of 2 mm
+    nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj), image.affine), path)
+    assert prepare_scans.main(command()) == 1
+    assert "--grid_tolerance" in capsys.readouterr().out
+    assert prepare_scans.main(command("--grid_tolerance", 0.5)) == 0
+
+
 def test_nan_is_filled_by_a_flag(command, raw, tmp_path, capsys):
     path = raw / "images" / "scan0.nii.gz"
     image = nib.load(path)

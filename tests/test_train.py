@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from dataloaders.store import CaseStore
 from engine import Engine
 from methods import METHODS
 from runtime import journal, runs
+from runtime import workers as loaders
 from runtime.distributed import Ranks
 from scans.preprocess import RECORD, Preprocessing
 from utils import files
@@ -293,6 +295,15 @@ def test_a_loader_process_that_dies_is_a_sentence(command, tmp_path, monkeypatch
     with pytest.raises(InputError, match="--num_workers.*--resume"):
         train.main(command(*ENDLESS, "--num_workers", "1"))
     assert "--num_workers" in (tmp_path / "run" / runs.LOG).read_text().splitlines()[-1]
+
+
+def test_no_loader_process_is_started_for_which_there_is_no_shared_memory(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loaders, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(loaders.shutil, "disk_usage", lambda path: Namespace(free=0))
+    monkeypatch.setattr(loaders, "available_cores", lambda: 8)
+    assert train.main(command("--method", "supervised", "--max_iterations", "1", "--num_workers", "3")) == 0
+    assert "--num_workers 0" in capsys.readouterr().out
+    assert "--shm-size" in (tmp_path / "run" / runs.LOG).read_text()
 
 
 def test_kill_9_at_any_moment_then_resume_equals_the_run_that_was_left_alone(command, tmp_path):

@@ -329,6 +329,13 @@ def test_one_scan_under_two_ids_is_a_fault(raw, tmp_path):
     assert not case_files.case_path(tmp_path / "out", "scan7").exists()
 
 
+def test_one_scan_that_was_prepared_in_two_ways_is_known(raw, tmp_path):
+    run(raw, tmp_path / "out")
+    run(raw, tmp_path / "other", Recipe(Preprocessing((3.0, 3.0, 3.0), "percentile"), {}))
+    (tmp_path / "other" / "scan1").rename(tmp_path / "out" / "copy")
+    assert case_files.same_scans(tmp_path / "out", ["scan0", "scan1", "copy"]) == [("scan1", "copy")]
+
+
 def test_a_label_that_resampling_wipes_out_is_a_fault(raw):
     def one_voxel(array, affine):
         return nib.Nifti1Image((np.arange(array.size) == 999).reshape(array.shape).astype(np.uint8), affine)

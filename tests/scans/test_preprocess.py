@@ -126,6 +126,7 @@ def test_values_beyond_float32(normalise, array):
 def test_a_value_fills_nan(array):
     broken = array.astype(np.float32)
     broken[0] = np.nan
+    broken[0, 0, :2] = np.inf, -np.inf
     filled = np.concatenate([np.full_like(broken[:1], 5), broken[1:]])
     image, _ = Preprocessing(fill_nan=5).apply(scan_of(broken))
     np.testing.assert_allclose(image, Preprocessing().apply(scan_of(filled))[0])
