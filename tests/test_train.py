@@ -476,6 +476,16 @@ def test_resuming_with_other_classes_is_one_sentence(command, two_classes, tmp_p
     assert train_dtml.main([*flags, "--resume"]) == 0
 
 
+def test_a_run_from_before_there_were_classes_goes_on_with_one(command, tmp_path):
+    flags = command("--max_iterations", "1")
+    assert train_dtml.main(flags) == 0
+    state = state_of(tmp_path / "run")
+    del state["classes"], state["options"]["num_classes"]
+    runs.save_checkpoint(tmp_path / "run" / runs.LAST, state)
+    assert train_dtml.main([*flags, "--resume", "--num_classes", "1"]) == 0
+    assert state_of(tmp_path / "run")["options"]["num_classes"] == 1
+
+
 def test_weights_of_one_class_are_no_start_for_two(command, two_classes, tmp_path, capsys):
     flags = ["--method", "supervised", "--max_iterations", "1"]
     assert train.main(command(*flags)) == 0
