@@ -6,6 +6,7 @@ stated and not made up, and units other than millimetres are converted.
 
 import gzip
 import io
+import itertools
 import math
 import re
 import zlib
@@ -19,10 +20,13 @@ import SimpleITK as sitk
 
 from utils.errors import InputError
 from utils.files import is_utf8
+from utils.machine import available_memory
 from utils.nifti import affine_ras
 
 METAIMAGE, NRRD = (".mha", ".mhd"), (".nrrd", ".nhdr")
 GZIP = b"\x1f\x8b"
+BLOCK = 1 << 20  # bytes that are unpacked at a time where none of them is kept
+ANY_WRAPPER = 47  # of zlib.decompressobj: zlib's own or that of gzip
 MM = {
     **dict.fromkeys(("", "?", "unknown", "mm", "millimeter", "millimeters", "millimetre", "millimetres"), 1.0),
     **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), 1e3),
@@ -97,16 +101,21 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray | None, tuple[np.ndar
 
     The content decides, not the suffix: compressed or not, NIfTI 1 or 2.
     """
-    content = path.read_bytes()
-    if content.startswith(GZIP):
-        content = gzip.decompress(content)
-    sizes = [int.from_bytes(content[:4], order) for order in ("little", "big")]
+    packed = path.read_bytes()
+    zipped = packed.startswith(GZIP)
+    stream = gzip.GzipFile(fileobj=io.BytesIO(packed)) if zipped else io.BytesIO(packed)
+    head = stream.read(nib.Nifti2Header.sizeof_hdr)
+    sizes = [int.from_bytes(head[:4], order) for order in ("little", "big")]
     kind = nib.Nifti2Image if nib.Nifti2Header.sizeof_hdr in sizes else _Image
-    header = kind.header_class.from_fileobj(io.BytesIO(content), check=False)  # a check would put 1 for a size of 0
+    header = kind.header_class(head[: kind.header_class.sizeof_hdr], check=False)  # a check puts 1 for a size of 0
     if (start := header.get_data_offset()) < header.single_vox_offset:  # ITK and nibabel take different voxels
         raise InputError(f"{path} has its voxels at byte {start}, within its header; export it again")
     stop = start + math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
-    _require_length(path, len(content[:stop]) + len(content[stop:].strip(b"\0")), stop)  # zeros may pad a stream
+    if zipped and stop > available_memory():
+        raise MemoryError(f"{stop / 2**30:.1f} GiB, as its header states")
+    content = head + stream.read(max(stop - len(head), 0))
+    beyond = itertools.chain([content[stop:]], iter(lambda: stream.read(BLOCK), b""))
+    _require_length(path, len(content[:stop]) + sum(len(block.strip(b"\0")) for block in beyond), stop)
     stated = header["sform_code"] > 0 or bool((header["pixdim"][1:4] > 0).all())
     image = kind.from_bytes(content)
     unit = _nifti_unit(image.header, path)
@@ -158,6 +167,8 @@ def read_itk(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     reader.SetFileName(itk_name(path))
     reader.SetImageIO("MetaImageIO" if path.suffix.lower() in METAIMAGE else "NrrdImageIO")  # ITK takes .MHA for none
     reader.ReadImageInformation()
+    if "complex" in (kind := sitk.GetPixelIDValueAsString(reader.GetPixelID())):
+        raise InputError(f"{path} holds values of type {kind}; give one real number per voxel")
     if (held := _length(path, header, rest, files)) is not None:
         components = reader.GetNumberOfComponents()
         size = sitk.Image([1, 1], reader.GetPixelID(), components).GetSizeOfPixelComponent()
@@ -220,17 +231,25 @@ def _length(path: Path, header: str, rest: bytes, files: list[Path]) -> int | No
     """
     zipped = re.search(r"^encoding:\s*gz", header, re.I | re.M)
     deflated = re.search(r"^CompressedData\s*=\s*True", header, re.I | re.M)
-    unpack = gzip.decompress if zipped else zlib.decompress if deflated else None
-    if unpack:
+    if zipped or deflated:
         packed = [file.read_bytes() for file in files] or [rest]
         size = re.search(r"^CompressedDataSize\s*=\s*(\d+)\s*$", header, re.M)
         if deflated and (size or not files):  # without it ITK reads other bytes than these, but from a file of voxels
             _require_length(path, sum(map(len, packed)), int(size[1]) if size else 0)
-        held = sum(len(unpack(content)) for content in packed)
+        held = sum(map(_unpacked_length, packed))
     else:
         held = sum(file.stat().st_size for file in files) if files else len(rest)
     other = r"^((byte|line) ?skip|HeaderSize|encoding:(?!\s*(raw|gz))|BinaryData\s*=\s*False)"
     return None if re.search(other, header, re.I | re.M) else held
+
+
+def _unpacked_length(packed: bytes) -> int:
+    unpacker, held = zlib.decompressobj(ANY_WRAPPER), 0
+    while block := unpacker.decompress(packed, BLOCK):
+        held, packed = held + len(block), unpacker.unconsumed_tail
+    if not unpacker.eof:
+        raise EOFError("the compressed stream is cut")
+    return held
 
 
 def _from_itk(image: sitk.Image) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 import gzip
 import os
 import re
+import zlib
 from pathlib import Path
 
 import nibabel as nib
@@ -11,6 +12,7 @@ import pytest
 import SimpleITK as sitk
 
 from scans import files as scans
+from scans import formats
 from scans.files import (
     Scan,
     find_scans,
@@ -190,6 +192,8 @@ def test_what_is_no_volume(tmp_path, array):
     fault(lambda: read_scan(tmp_path / "2d.nrrd"), "2d.nrrd", "(7, 6)")
     sitk.WriteImage(sitk.Compose([itk_image(array)] * 3), str(tmp_path / "rgb.nrrd"))
     fault(lambda: read_scan(tmp_path / "rgb.nrrd"), "rgb.nrrd", "(7, 6, 5, 3)")
+    sitk.WriteImage(sitk.RealAndImaginaryToComplex(*[sitk.Cast(itk_image(array), 8)] * 2), str(tmp_path / "c.nrrd"))
+    fault(lambda: read_scan(tmp_path / "c.nrrd"), "c.nrrd", "complex")
     nib.save(nib.Nifti1Image(array.astype(complex), np.eye(4)), tmp_path / "c.nii")
     fault(lambda: read_scan(tmp_path / "c.nii"), "c.nii", "complex")
     flat = nib.Nifti1Image(array, None)
@@ -380,6 +384,13 @@ def test_a_flipped_bit_in_a_compressed_file(tmp_path, array, name):
     fault(lambda: read_scan(tmp_path / name), tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd"])
+def test_a_compressed_file_without_the_end_of_its_checksum(tmp_path, array, name):
+    sitk.WriteImage(itk_image(array), str(tmp_path / name), useCompression=True)
+    os.truncate(tmp_path / name, (tmp_path / name).stat().st_size - 2)
+    fault(lambda: read_scan(tmp_path / name), tmp_path / name, "damaged")
+
+
 @pytest.mark.parametrize("place", ["middle", "checksum"])
 @pytest.mark.parametrize("name, voxels", [("a.mhd", "a.zraw"), ("a.nhdr", "a.raw.gz")])
 def test_a_flipped_bit_in_a_detached_compressed_file(tmp_path, array, name, voxels, place, capfd):
@@ -490,6 +501,28 @@ def test_voxels_within_the_header_of_nifti(tmp_path, array):
 def test_zeros_may_pad_nifti(tmp_path, array):
     (tmp_path / "a.nii.gz").write_bytes(gzip.compress(nib.Nifti1Image(array, np.eye(4)).to_bytes() + bytes(100)))
     np.testing.assert_array_equal(read_scan(tmp_path / "a.nii.gz").array, array)
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd", "a.mha"])
+def test_a_stream_that_unpacks_to_more_than_its_header_states(tmp_path, array, name):
+    sitk.WriteImage(itk_image(array), str(tmp_path / name), useCompression=True)
+    content, zeros = (tmp_path / name).read_bytes(), bytes(3 << 20)
+    if name == "a.nii.gz":
+        content = gzip.compress(gzip.decompress(content) + b"\1" + zeros)
+    else:
+        pack, mark = (gzip.compress, b"\n\n") if name == "a.nrrd" else (zlib.compress, b"LOCAL\n")
+        packed = pack(array.tobytes(order="F") + zeros)
+        content = content[: content.index(mark) + len(mark)] + packed
+        content = re.sub(rb"DataSize = \d+", b"DataSize = %d" % len(packed), content)
+    (tmp_path / name).write_bytes(content)
+    fault(lambda: read_scan(tmp_path / name), tmp_path / name, "damaged")
+
+
+def test_what_memory_cannot_hold_is_not_unpacked(tmp_path, array, monkeypatch):
+    nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "a.nii.gz")
+    monkeypatch.setattr(formats, "available_memory", lambda: array.nbytes)
+    with pytest.raises(MemoryError):
+        read_scan(tmp_path / "a.nii.gz")
 
 
 def test_memory_that_itk_cannot_get_is_no_damage(tmp_path, array, monkeypatch):
