@@ -89,9 +89,10 @@ def test_runs_are_compared_by_their_mean_or_by_a_class(copied, capsys):
     "flags, word",
     [(["--exp", "two", "--class", "valve"], "--class"), (["--exp", "one", "--class", "foreground"], "--class")],
 )
-def test_a_class_that_a_run_does_not_have(copied, flags, word):
+def test_a_class_that_a_run_does_not_have(copied, flags, word, tmp_path):
     with pytest.raises(InputError, match=word):
         test_LA.main([*flags, *copied])
+    assert not (tmp_path / "model" / flags[1] / runs.METRICS_JSON).exists()
 
 
 @pytest.mark.parametrize("exp", ["one", "two"])

@@ -274,6 +274,7 @@ def test_a_browser_switches_the_class(class_page, tmp_path):
     assert list(result) == [MEAN, "atrium", "appendage"]
     assert [one["tables"] for one in result.values()] == [[name] * 3 for name in result]
     assert [one["surfaces"] for one in result.values()] == [4, 2, 2]
+    assert [one["byDistance"] for one in result.values()] == [False, True, True]
     assert len({one["plane"] for one in result.values()}) == 3  # contours of both, of one, of the other
     expected = [dataclasses.replace(tested[0], of=name).reported[cases[0]]["dice"] for name in result]
     assert [one["dice"] for one in result.values()] == expected

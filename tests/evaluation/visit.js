@@ -63,7 +63,7 @@ async function visit() {
   for (const name of report.classes.length ? Object.keys(report.views) : []) {
     set("class", name, "change"); await wait(1500);
     const tables = [...document.querySelectorAll("[data-class]:not([hidden])")].map((part) => part.dataset.class);
-    result.classes[name] = { tables, surfaces: byName("surfaces").data.length, plane: pixels(), dice: report.cases[0].scores[0].dice };
+    result.classes[name] = { tables, surfaces: byName("surfaces").data.length, plane: pixels(), byDistance: !byName("by-distance").hidden, dice: report.cases[0].scores[0].dice };
   }
   const canvas = document.querySelector("#surfaces canvas");
   return { ...result, failures, surface: canvas !== null && canvas.width > 0, boxes: byName("boxes").querySelectorAll(".main-svg").length,

@@ -12,10 +12,13 @@ const several = report.runs.length > 1;
 
 const { classes } = report;
 
+const isMean = () => classes.length > 0 && !classes.some(({ name }) => name === report.view);
+
 function showClass(name) {
   report.view = name;
   report.cases = report.views[name].cases;
   report.runs.forEach((run, index) => { run.agreement = report.views[name].agreements[index]; });
+  byId("by-distance").hidden = isMean();
   document.querySelectorAll("[data-class]").forEach((part) => { part.hidden = part.dataset.class !== name; });
 }
 

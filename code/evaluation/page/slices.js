@@ -81,7 +81,7 @@ function writeScores() {
     const found = scores[which - 1];
     const text = which ? (found ? plotted.map((metric) => `${metric.heading} ${show(metric, found[metric.key])}`) : ["not tested"]) : [];
     const volume = which ? found?.volume_ml : scores.find((score) => score)?.label_ml;
-    if (volume !== undefined) text.push(`volume ${volume.toFixed(2)} mL`);
+    if (volume !== undefined) text.push(`${isMean() ? "mean volume" : "volume"} ${volume.toFixed(2)} mL`);
     const absent = view.masks[which] === null;
     const mask = byId("masks").children[which];
     mask.querySelectorAll("input").forEach((input) => { input.disabled = absent; });
