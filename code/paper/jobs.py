@@ -104,7 +104,7 @@ def make_job(system: System, seed: int, options: Namespace, handed_on: Sequence[
         if getattr(trained, flag) != value:
             raise InputError(f"--{flag} is not for reproduce.py, which sets it for every row; see --only and --seeds")
     cases = {**asdict(settle(trained)), "test": cases_to_test(trained)}
-    defaults = training_options(["--method", system.method, "--preset", options.preset])
+    defaults = training_options(["--method", system.method, "--preset", options.preset, "--num_classes", "1"])
     plain, results = f"{system.key}_seed{seed}", repository_path(options.out) / "runs"
     trained.exp, others = run_name(plain, trained, cases, defaults, results)
     if others:
@@ -137,8 +137,10 @@ def differences(options: Namespace, cases: Cases, defaults: Namespace, folder: P
     """What the run in a folder has otherwise, in words; nothing if there is no run."""
     if not (folder / runs.OPTIONS).exists():
         return []
-    found = decisive(defaults) | read_json(folder / runs.OPTIONS)
-    others = [f"--{key} {found.get(key)}" for key, value in decisive(options).items() if found.get(key) != value]
+    found, asked = decisive(defaults) | read_json(folder / runs.OPTIONS), decisive(options)
+    if options.num_classes is None:  # as the scans record, which need not be at hand
+        del asked["num_classes"]
+    others = [f"--{key} {found.get(key)}" for key, value in asked.items() if found.get(key) != value]
     if (folder / runs.METRICS_JSON).exists():
         scores = read_scores(folder / runs.METRICS_JSON)
         used = {**(scores.get("trained_on") or {}), "test": [case["case"] for case in scores["cases"]]}
