@@ -72,12 +72,14 @@ def series_folders(folder: Path) -> dict[Path, str]:
     """The folder and those below it, behind links, too, that hold DICOM images, each with the series of its first."""
     found, seen = {}, set()
     for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        folders[:] = sorted(name for name in folders if not name.startswith(".")) if real not in seen else []
-        headers = (_header(Path(place, name)) for name in sorted(files) if real not in seen)
+        if (real := os.path.realpath(place)) in seen:  # links in a circle
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        headers = (_header(Path(place, name)) for name in sorted(files))
         if first := next((header for header in headers if header and "Rows" in header), None):
             found[Path(place)] = str(first.get(SERIES))
-        seen.add(real)
     return found
 
 
