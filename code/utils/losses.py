@@ -72,8 +72,8 @@ def dice_ce_loss(logits: Tensor, label: Tensor) -> Tensor:
 
     The cross entropy is that of all C + 1 classes, of a softmax, or the mean over the classes, of sigmoids.
     """
-    logits = _one_logit(logits, label)
-    prob = logits.float().sigmoid() if logits.shape[1] == label.shape[1] else foreground_prob(logits)
+    logits = _one_logit(logits, label).float()
+    prob = logits.sigmoid() if logits.shape[1] == label.shape[1] else foreground_prob(logits)
     prob, label = _checked(prob, label)
     return 0.5 * (cross_entropy(logits, label) + dice_loss(prob, label))
 
