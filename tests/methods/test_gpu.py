@@ -32,11 +32,13 @@ def first_loss(values) -> float:
     return next(float(value) for name, value in values.items() if name.startswith("loss/"))
 
 
+@pytest.mark.parametrize("classes", [1, 2])
 @pytest.mark.parametrize("amp", AMPS)
 @pytest.mark.parametrize("name", METHODS)
-def test_a_step_is_that_of_the_cpu(build_engine, make_batch, name, amp):
-    losses, flags = [], ("--batch_size", "2", "--dropout", "0", *SOFT.get(name, ()))
-    batch = make_batch(1, 1, size=48) if METHODS[name].uses_unlabeled else make_batch(2, 0, size=48)
+def test_a_step_is_that_of_the_cpu(build_engine, make_batch, name, amp, classes):
+    flags = ["--batch_size", "2", "--dropout", "0", "--num_classes", str(classes), *SOFT.get(name, ())]
+    counts, losses = (1, 1) if METHODS[name].uses_unlabeled else (2, 0), []
+    batch = make_batch(*counts, size=48, classes=classes)
     for where, precision in (("cpu", "off"), (DEVICE, amp)):
         engine = build_engine(name, *flags, "--amp", precision, device=where)
         layout = memory_format(engine.device, precision)
