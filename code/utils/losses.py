@@ -35,11 +35,10 @@ def with_background(prob: Tensor) -> Tensor:
 def dice_loss(prob: Tensor, label: Tensor) -> Tensor:
     """Soft Dice loss, squares in the denominator (V-Net, Eq. 3): of each class pooled over the batch, then their mean.
 
-    A class that no crop of the batch holds counts as 0, without a gradient, and takes no weight from the others. Its
-    ratio would be SMOOTH / (sum p^2 + SMOOTH): a penalty without a gradient until the class has all but vanished, and
-    then a reward for the last traces of it; which of them depends on the crops. That it is absent is for the cross
-    entropy, and for the voxels of batches that hold it, to teach. In a batch without any foreground all classes count,
-    as the one class does in the public implementations. nnU-Net and SSL4MIS let the ratio stand.
+    A class that no crop of the batch holds counts as 0 and has no gradient; the others keep their weight. nnU-Net and
+    SSL4MIS count 1 - SMOOTH / (sum p^2 + SMOOTH) for it: 1 without a gradient worth the name, until the class has all
+    but vanished, and then a strong pull on its last traces. Here the cross entropy alone teaches that it is absent. In
+    a batch without any foreground all classes count, as the one class does in the public implementations.
     """
     prob, label = _checked(prob, label)
     overlap, size = (prob * label).sum(OF_A_CLASS), label.square().sum(OF_A_CLASS)  # (C,)
