@@ -122,6 +122,18 @@ def test_processes_of_a_machine_share_its_memory(root, monkeypatch):
     assert [store.in_memory for store in stores] == [True, True, False]
 
 
+@pytest.mark.parametrize(("scale", "of_label"), [(1.0, 1), (0.5, 3 * 4)])
+def test_the_memory_for_labels_of_several_classes(root, monkeypatch, scale, of_label):
+    """At native resolution their numbers are kept, a byte per voxel; at another scale a float for each class."""
+    voxels = math.prod(scaled_shape(SHAPE, scale))
+    need = 12 * voxels * 4 + 5 * voxels * of_label
+    options, fits = flags(root, num_classes=3, scale=scale), []
+    for free in (need - 1, need + 1):
+        monkeypatch.setattr(module, "available_memory", lambda free=free: free / module.MEMORY_SHARE)
+        fits.append(CaseStore(options, LABELED, UNLABELED).in_memory)
+    assert fits == [False, True]
+
+
 def test_seed_changes_crops_and_order(root):
     one = {"labeled": ["L0"], "unlabeled": [], "batch_size": 1, "labeled_bs": 1}
     assert not torch.equal(make_stream(root, seed=1, **one)[0].image, make_stream(root, seed=2, **one)[0].image)

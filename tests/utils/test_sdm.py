@@ -130,6 +130,15 @@ def test_wrong_calls_raise():
             signed_distance_batch(torch.zeros(shape))
 
 
+@pytest.mark.parametrize(("empty", "value"), [("sign", 1), ("zeros", 0)])
+def test_every_class_has_a_map_of_its_own_and_an_absent_one_lies_outside(empty, value):
+    masks = np.stack([[blob(1), blob(2), np.zeros(SHAPE)], [blob(2), np.zeros(SHAPE), blob(1)]]).astype(np.float32)
+    sdm = signed_distance_batch(torch.from_numpy(masks), empty)
+    assert sdm.shape == masks.shape and (sdm[0, 2] == value).all() and (sdm[1, 1] == value).all()
+    for case, number in np.ndindex(2, 3):
+        np.testing.assert_array_equal(sdm[case, number], signed_distance(masks[case, number], empty))
+
+
 def test_a_batch_is_its_cases_one_by_one():
     masks = [blob(1), np.zeros(SHAPE, dtype=bool), blob(2), np.ones(SHAPE, dtype=bool)]
     label = torch.from_numpy(np.stack(masks)[:, None].astype(np.float32))
