@@ -3,12 +3,13 @@ import json
 import pytest
 
 import benchmark
+from benchmarks import rows
 from utils.errors import InputError
 
 
 def test_table_and_file(monkeypatch, tmp_path, capsys):
     measured = {"ratio": 3.0, "ours": 1.0, "reference": 3.0, "spread": [2.0, 4.0], "unit": "s"}
-    monkeypatch.setattr(benchmark, "BENCHMARKS", {"a row": (2.5, lambda: measured)})
+    monkeypatch.setattr(rows, "BENCHMARKS", {"a row": (2.5, lambda: measured)})
     assert benchmark.main(["--json", str(tmp_path / "rows.json")]) == 0
     assert "a row" in capsys.readouterr().out
     (row,) = json.loads((tmp_path / "rows.json").read_text())["rows"]
@@ -16,11 +17,11 @@ def test_table_and_file(monkeypatch, tmp_path, capsys):
 
 
 def test_only_picks_rows_and_refuses_unknown_ones():
-    assert list(benchmark.chosen_rows(benchmark.parse_options(["--only", "maps"]))) == ["distance maps of a batch"]
+    assert list(rows.chosen_rows(False, ["maps"])) == ["distance maps of a batch"]
     with pytest.raises(InputError, match="--only"):
-        benchmark.chosen_rows(benchmark.parse_options(["--only", "nothing"]))
+        benchmark.main(["--only", "nothing"])
 
 
 def test_full_adds_the_paper_s_size():
-    short, full = (benchmark.chosen_rows(benchmark.parse_options(argv)) for argv in ([], ["--full"]))
+    short, full = (rows.chosen_rows(full, None) for full in (False, True))
     assert "step, paper's size, bf16" in full.keys() - short.keys() and short.keys() < full.keys()

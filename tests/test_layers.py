@@ -29,7 +29,7 @@ LAYERS = (  # from the top; rooms of one line do not import each other
     "networks",
     "utils",
 )
-COMMANDS = sorted({"train", *LAYERS[2].split()})
+COMMANDS = sorted({"benchmark", "train", *LAYERS[2].split()})
 SHARED = {
     "main",
     "parse_options",
