@@ -20,6 +20,7 @@ from tqdm import tqdm
 from dataloaders.batch import Batch, BatchStream, delivered, make_loader
 from dataloaders.split import Split
 from dataloaders.store import CaseStore
+from evaluation.metrics import overlap
 from inference.trained import load_networks
 from inference.windows import dice_of_cases
 from methods.base import Method, Terms, Turn
@@ -407,12 +408,7 @@ def _dice(prob: Tensor, label: Tensor, exclusive: bool) -> list[float]:
     classes = label.shape[1]
     ours = np.stack([one_hot(label_map(crop, exclusive), classes) for crop in prob.float().cpu().numpy()], axis=1)
     theirs = (label > 0.5).transpose(0, 1).cpu().numpy()  # (C, L, W, H, D)
-    return [_dice_of_masks(*masks) for masks in zip(ours, theirs, strict=True)]
-
-
-def _dice_of_masks(ours: np.ndarray, theirs: np.ndarray) -> float:
-    sizes = np.count_nonzero(ours) + np.count_nonzero(theirs)
-    return 2 * np.count_nonzero(ours & theirs) / sizes if sizes else 1.0
+    return [overlap(*masks)["dice"] for masks in zip(ours, theirs, strict=True)]
 
 
 def _array(tensor: Tensor) -> np.ndarray:

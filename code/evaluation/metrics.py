@@ -53,7 +53,7 @@ def evaluate(
         raise ValueError(f"empty must be one of {EMPTY_RULES}, not {empty!r}")
     spacing = None if spacing_mm is None else _as_spacing(spacing_mm)
 
-    row = _overlap(prediction, label)
+    row = overlap(prediction, label)
     surfaces = _surfaces(prediction, label)
     row["asd_vox"], row["hd95_vox"] = in_voxels = _asd_and_hd95(*surfaces, (1.0, 1.0, 1.0))
     if spacing is not None:
@@ -175,8 +175,8 @@ def _as_spacing(spacing_mm: Sequence[float]) -> tuple[float, ...]:
     return spacing
 
 
-def _overlap(prediction: np.ndarray, label: np.ndarray) -> dict[str, float]:
-    """Dice and Jaccard; both 1 if both masks are empty."""
+def overlap(prediction: np.ndarray, label: np.ndarray) -> dict[str, float]:
+    """Dice and Jaccard of two boolean masks of one shape; both 1 if both are empty."""
     common = int(np.count_nonzero(prediction & label))
     total = int(np.count_nonzero(prediction) + np.count_nonzero(label))
     if total == 0:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataloaders import case_files
-from evaluation.metrics import evaluate
+from evaluation.metrics import overlap
 from methods.base import Method
 from options.parsing import refuse_gaps, window_stride
 from runtime.device import device_with_room, memory_format, precision
@@ -140,5 +140,5 @@ def dice_of_cases(method: Method, cases: Iterable[str], options: Namespace, devi
         prob = predict_volume(method, case_files.read_image(root, case), options, device, (head,))[head]
         ours = one_hot(label_map(prob, method.exclusive), classes)
         truth = one_hot(case_files.read_label(root, case, classes), classes)
-        scores.append([evaluate(mask, label)["dice"] for mask, label in zip(ours, truth, strict=True)])
+        scores.append([overlap(mask, label)["dice"] for mask, label in zip(ours, truth, strict=True)])
     return np.mean(scores, axis=0).tolist()
