@@ -14,11 +14,7 @@ from runtime.device import place
 from utils.errors import InputError
 from utils.machine import available_cores
 
-PRECISIONS = {
-    "off": "f32",
-    "bf16": "bf16",
-}  # of --amp, as OpenVINO calls them; its own default depends on the processor
-
+PRECISIONS = {"off": "f32", "bf16": "bf16"}  # of --amp; OpenVINO's own default depends on the processor
 MOST_MODELS = 8  # at hand: maps and turned views of a patch need four, --window whole one more for every scan
 
 

@@ -65,9 +65,8 @@ class Predictions:
         """Make the folder and note the settings; an output that is there, is an input, or belongs to two scans is an
         `InputError`.
         """
-        scans = {
-            os.path.realpath(path) for path in inputs
-        }  # unlike Path.resolve, it takes links that lead to themselves
+        # unlike Path.resolve, os.path.realpath takes links that lead to themselves
+        scans = {os.path.realpath(path) for path in inputs}
         for path, count in Counter(outputs).items():
             if count > 1:  # the mask of a scan `a_prob` and the probability of a scan `a`
                 raise InputError(f"{path} would be written for two scans; rename one of them")
