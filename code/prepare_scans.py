@@ -110,7 +110,8 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
         type=at_least(0),
         default=0,
         metavar="K",
-        help="write fold0_train.list, fold0_test.list and so on over the labeled cases of train.list; 0 for none",
+        help="write fold0_train.list, fold0_test.list and so on over the labeled cases of train.list, for "
+        "--split fold0 and so on; 0 for none",
     )
     lists("--seed", type=at_least(0), default=1337, help="of the random order of the lists")
     options = parser.parse_args(argv)

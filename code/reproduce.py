@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from options.parser import Parser
 from options.presets import PRESETS
-from options.types import PathHere
+from options.types import PathHere, split_name
 from paper.systems import SYSTEMS, TABLES
 from utils.errors import INTERRUPTED, InputError, run_script
 
@@ -35,7 +35,7 @@ def parse_options(argv: Sequence[str] | None = None) -> tuple[Namespace, list[st
         "paired: per-case statistics between two rows of --only that are done",
     )
     add("--preset", choices=tuple(PRESETS), default="paper", help="settings of every training run")
-    add("--split", choices=("official", "dev"), help="lists of the data folder, or its dev_*.list (default: official)")
+    add("--split", type=split_name, metavar="NAME", help="lists of every run, as for train.py (default: official)")
     add("--seeds", type=int, nargs="+", default=[1337], help="seeds of every row")
     add(
         "--only",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from options.presets import COMPAT, PRESETS
-from options.types import PathHere, PathsHere, at_least, between, positive, share
+from options.types import PathHere, PathsHere, at_least, between, positive, share, split_name
 from utils.constants import MIN_PATCH
 from utils.files import REPOSITORY, repository_path
 from utils.labels import MOST_CLASSES
@@ -35,9 +35,11 @@ def add_path_options(parser: ArgumentParser) -> None:
     )
     group.add_argument(
         "--split",
-        choices=("official", "dev"),
+        type=split_name,
         default="official",
-        help="pair of lists in --root_path: train.list and test.list, or dev_train.list and dev_test.list",
+        metavar="NAME",
+        help="pair of lists in --root_path: official for train.list and test.list, another NAME for NAME_train.list "
+        "and NAME_test.list, e.g. dev",
     )
     group.add_argument(
         "--train_list", action=PathHere, help="file of training case ids, labeled first (default: that of --split)"

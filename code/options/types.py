@@ -77,6 +77,15 @@ def between(low: int | float, high: int | float) -> Number:
     return Number(type(low), low, high)
 
 
+def split_name(text: str) -> str:
+    """A name of lists in the data folder; a path belongs to --train_list and --test_list."""
+    if not text or set(text) & set("/\\\0"):
+        raise ArgumentTypeError(
+            f"{text!r} must be a name such as dev, not a path; --train_list and --test_list take paths"
+        )
+    return text
+
+
 number = Number()
 positive = Number(low=0, above=True)
 share = Number(low=0, high=1, below=True)

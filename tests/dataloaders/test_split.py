@@ -127,6 +127,10 @@ def test_lists_of_the_repository():
     assert (len(train), len(test)) == (80, 20)
     assert not set(train) & set(test)
     assert dev_train == train[:64] and dev_test == train[64:]
+    for fold in range(1, 5):
+        ends = 16 * fold - 16, 16 * fold
+        assert read_list(folder / f"fold{fold}_test.list", "") == train[slice(*ends)]
+        assert read_list(folder / f"fold{fold}_train.list", "") == train[ends[1] :] + train[: ends[0]]
 
 
 def test_a_test_case_under_another_id_is_refused(options, tmp_path):

@@ -4,7 +4,7 @@ from argparse import ArgumentParser, ArgumentTypeError
 
 import pytest
 
-from options.types import PathHere, PathsHere, at_least, between, number, positive, share
+from options.types import PathHere, PathsHere, at_least, between, number, positive, share, split_name
 from utils.files import REPOSITORY, repository_path, shown
 
 
@@ -24,6 +24,13 @@ def test_bounds(kind, taken, refused):
     for text in refused:
         with pytest.raises(ArgumentTypeError):
             kind(text)
+
+
+def test_a_split_is_a_name_not_a_path():
+    assert [split_name(name) for name in ("official", "fold1")] == ["official", "fold1"]
+    for text in ("", "lists/fold1", "..\\fold1"):
+        with pytest.raises(ArgumentTypeError):
+            split_name(text)
 
 
 def test_whole_numbers_stay_whole():
