@@ -1,7 +1,8 @@
-"""Tables and a figure of a benchmark from the stored runs of several seeds and numbers of labels.
+"""Tables and a figure of a benchmark from the stored runs of several seeds, folds and numbers of labels.
 
-`python -m paper.benchmark_tables FOLDER`, in code/: reads FOLDER/runs/<row>[_<N>_labels]_seed<k>/ and writes
-table.csv, table.md, pairs.md, label_efficiency.csv and label_efficiency.png to FOLDER.
+`python -m paper.benchmark_tables FOLDER`, in code/: reads FOLDER/runs/<row>[_<N>_labels][_fold<f>]_seed<k>/ and writes
+table.csv, table.md, pairs.md and label_efficiency.csv to FOLDER, folds.md of several folds, and label_efficiency.png of
+several numbers of labels.
 """
 
 import re
@@ -13,7 +14,7 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from evaluation.statistics import crossed_difference, paired_test
+from evaluation.statistics import crossed_difference, holm, paired_test
 from paper.jobs import read_json
 from paper.tables import markdown
 from runtime import runs
@@ -26,15 +27,15 @@ EFFICIENCY_CURVES = {
     "dtml": ("DTML", "#D55E00"),
 }  # rows that are drawn over the number of labels
 EFFICIENCY = (*EFFICIENCY_CURVES, "dtml_sdm", "dtml_mean")  # rows of the table over the number of labels
-TABLE_LABELS = 8  # labeled scans of the table that compares methods
 FACTORS = pd.Series({"dice": 100, "jaccard": 100, "asd_vox": 1, "hd95_vox": 1})  # of the metrics' units
 BENCHMARK_COLUMNS = ["row", "labeled", "unlabeled", "seeds", "iterations", *FACTORS.index]
 BENCHMARK_COLUMNS += ["difference", "difference_low", "difference_high", "seconds"]
-BENCHMARK_PAIRS = (  # of the paper's Tables 1 and 2: (first, second)
+BENCHMARK_PAIRS = (  # (first, second): of the baseline and DTML, then of the paper's Tables 1 and 2
+    *((BASELINE, row) for row in EFFICIENCY[1:]),
     *(("v_net", "dtml_labeled"), ("m_d", "dtml_labeled"), ("dtml_labeled", "dtml")),
     *(("dtml_dis", "dtml"), ("dtml_both", "dtml"), ("dtml_dis_sdm", "dtml_sdm"), ("dtml_both_sdm", "dtml_sdm")),
 )
-NAME = re.compile(r"(?P<row>.+?)(_\d+_labels)?_seed(?P<seed>\d+)")
+NAME = re.compile(r"(?P<row>.+?)(_\d+_labels)?(_fold(?P<fold>\d+))?_seed(?P<seed>\d+)")
 SUMMARY = "summary.json"  # of a stored run: metrics.json without the scores of the cases
 SETTING = ["unlabeled", "iterations"]  # the same in all runs of a row
 
@@ -48,14 +49,14 @@ def stored_scores(folder: Path) -> pd.DataFrame:
     for path in sorted(folder.iterdir()):
         name = NAME.fullmatch(path.name)
         if name is None:
-            raise InputError(f"{path} is not named <row>_seed<k>; rename or remove it")
+            raise InputError(f"{path} is not named <row>[_fold<f>]_seed<k>; rename or remove it")
         options, summary = read_json(path / runs.OPTIONS), read_json(path / SUMMARY)
         frame = pd.read_csv(path / runs.METRICS_CSV).query("post == 'none'")
         others = frame["head"] != summary["reported"]["head"]
         frame["row"] = name["row"] + ("_" + frame["head"]).where(others, "")
         frame[FACTORS.index] *= FACTORS
         setting = {"labeled": options["labelnum"], "unlabeled": options["unlabelnum"]}
-        setting |= {"seed": int(name["seed"]), "iterations": summary["iteration"]}
+        setting |= {"seed": int(name["seed"]), "fold": int(name["fold"] or 0), "iterations": summary["iteration"]}
         frames.append(frame.assign(**setting, seconds=summary["training_seconds"], run=path.name))
     scores = pd.concat(frames, ignore_index=True)
     for _, row in scores.groupby(["row", "labeled"]):
@@ -66,53 +67,89 @@ def stored_scores(folder: Path) -> pd.DataFrame:
 
 
 def paired(first: pd.DataFrame, second: pd.DataFrame, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Scores (seeds, cases) of two rows, over what both have; None without a common seed."""
+    """Scores (seeds, cases) of two rows, over the cases in which both have all their common seeds; None without any.
+
+    Of several folds, which test each case once, the cases of all lie side by side.
+    """
     tables = [row.pivot(index="seed", columns="case", values=metric) for row in (first, second)]
     theirs, ours = tables[0].align(tables[1], join="inner")
-    return (theirs.to_numpy(), ours.to_numpy()) if len(theirs) else None
+    whole = (theirs.notna() & ours.notna()).all()
+    theirs, ours = theirs.loc[:, whole], ours.loc[:, whole]
+    return (theirs.to_numpy(), ours.to_numpy()) if theirs.size else None
 
 
 def table(scores: pd.DataFrame, every: pd.DataFrame) -> pd.DataFrame:
     """A line per row, as text: means over seeds and cases, those left out where a metric is undefined.
 
+    p is that of the difference, after Holm's correction for all lines.
     Args: every, scores with the baselines, of which each row meets that of as many labels.
     """
     lines = []
     for (labeled, _, name), row in scores.groupby(["labeled", scores["unlabeled"] > 0, "row"]):
         line = {"row": name, "labeled": labeled, **row.iloc[0][SETTING], "seeds": row["seed"].nunique()}
+        line["scans"] = row["case"].nunique()
         line |= {metric: f"{row[metric].mean():.2f}" for metric in FACTORS.index}
-        line["seconds"] = round(row.groupby("seed")["seconds"].first().mean())
+        line["seconds"] = round(row.groupby("run")["seconds"].first().mean())
         baseline = every[(every["row"] == BASELINE) & (every["labeled"] == labeled)]
         if name != BASELINE and len(baseline) and (pair := paired(baseline, row, "dice")):
-            ends = zip(BENCHMARK_COLUMNS[-4:-1], crossed_difference(*pair)[:3], strict=True)
-            line |= {end: f"{value:+.2f}" for end, value in ends}
+            difference = crossed_difference(*pair)
+            ends = zip(BENCHMARK_COLUMNS[-4:-1], difference[:3], strict=True)
+            line |= {end: f"{value:+.2f}" for end, value in ends} | {"p": difference.p}
         lines.append(line)
-    return pd.DataFrame(lines, columns=BENCHMARK_COLUMNS).astype(object).fillna("").astype(str)
+    frame = pd.DataFrame(lines, columns=[*BENCHMARK_COLUMNS, "scans", "p"])
+    frame["p"] = [f"{p:.2g}" if np.isfinite(p) else "" for p in holm(frame["p"])]
+    return frame.astype(object).fillna("").astype(str)
 
 
 def table_markdown(lines: pd.DataFrame) -> str:
     """The same cells for people."""
-    header = ["row", "labeled / unlabeled", "seeds", "iterations", "Dice [%]", "Jaccard [%]", "ASD [voxel]"]
-    header += ["95HD [voxel]", "Dice minus V-Net [95 % interval]", "seconds"]
+    header = ["row", "labeled / unlabeled", "test scans", "seeds", "iterations", "Dice [%]", "Jaccard [%]"]
+    header += ["ASD [voxel]", "95HD [voxel]", "Dice minus V-Net [95 % interval]", "p, Holm", "seconds"]
     cells = []
     for _, line in lines.iterrows():
         interval = f" [{line['difference_low']}, {line['difference_high']}]" if line["difference"] else "–"
-        scans = [f"`{line['row']}`", f"{line['labeled']} / {line['unlabeled']}", line["seeds"], line["iterations"]]
-        cells.append([*scans, *line[FACTORS.index], line["difference"] + interval, line["seconds"]])
+        scans = [f"`{line['row']}`", f"{line['labeled']} / {line['unlabeled']}"]
+        scans += line[["scans", "seeds", "iterations"]].tolist()
+        cells.append([*scans, *line[FACTORS.index], line["difference"] + interval, line["p"], line["seconds"]])
     return markdown(header, cells)
 
 
 def pairs_markdown(scores: pd.DataFrame) -> str:
     """Second minus first of BENCHMARK_PAIRS in every metric: mean, interval, and the paper's t-test over cases."""
     rows = dict(list(scores.groupby("row")))
-    cells = []
+    cells, p_values = [], []
     for first, second in BENCHMARK_PAIRS:
         for metric in FACTORS.index if {first, second} <= rows.keys() else ():
             theirs, ours = paired(rows[first], rows[second], metric)
-            mean, low, high = crossed_difference(theirs, ours)[:3]
-            p = paired_test(theirs.mean(axis=0), ours.mean(axis=0)).t_p
-            cells.append([f"`{second}` − `{first}`", metric, f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]", f"{p:.2g}"])
-    return markdown(["second − first", "metric", "difference [95 % interval]", "paired t-test, p"], cells)
+            p_values.append(paired_test(theirs.mean(axis=0), ours.mean(axis=0)).t_p)
+            cells.append([f"`{second}` − `{first}`", metric, str(theirs.shape[1]), interval_text(theirs, ours)])
+    tests = [[f"{p:.2g}", f"{corrected:.2g}"] for p, corrected in zip(p_values, holm(p_values), strict=True)]
+    header = ["second − first", "metric", "test scans", "difference [95 % interval]", "paired t-test, p", "p, Holm"]
+    return markdown(header, [[*cell, *test] for cell, test in zip(cells, tests, strict=True)])
+
+
+def interval_text(first: np.ndarray, second: np.ndarray) -> str:
+    """The mean of second - first with its interval."""
+    return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*crossed_difference(first, second)[:3])
+
+
+def folds_markdown(scores: pd.DataFrame) -> str:
+    """Dice of the baseline and of DTML's outputs in each fold, and their difference over folds.
+
+    The interval of the last line takes the means of the folds for independent: it is for other scans and for another
+    training. That of the table is for other scans alone.
+    """
+    dice = scores[scores["row"].isin(EFFICIENCY)].pivot_table(index="fold", columns="row", values="dice").dropna()
+    others = [row for row in EFFICIENCY[1:] if row in dice]
+    cells = [
+        [str(fold), *(f"{means[row]:.2f}" for row in (BASELINE, *others))]
+        + [f"{means[row] - means[BASELINE]:+.2f}" for row in others]
+        for fold, means in dice.iterrows()
+    ]
+    whole = ["all", *(f"{dice[row].mean():.2f}" for row in (BASELINE, *others))]
+    theirs = dice[[BASELINE]].to_numpy().T
+    cells.append([*whole, *(interval_text(theirs, dice[[row]].to_numpy().T) for row in others)])
+    return markdown(["fold", *(f"`{r}`" for r in (BASELINE, *others)), *(f"`{r}` − V-Net" for r in others)], cells)
 
 
 def label_efficiency_figure(scores: pd.DataFrame, path: Path) -> None:
@@ -149,14 +186,21 @@ def label_efficiency_figure(scores: pd.DataFrame, path: Path) -> None:
 def write_benchmark(folder: Path) -> None:
     """All tables and the figure of a folder."""
     scores = stored_scores(folder / "runs")
-    of_tables = scores[scores["labeled"] == TABLE_LABELS]
+    compared = scores.groupby("labeled")["run"].nunique().idxmax()  # the number of labels with most runs
+    of_tables = scores[scores["labeled"] == compared]
     methods, efficiency = table(of_tables, scores), table(scores[scores["row"].isin(EFFICIENCY)], scores)
     texts = {"table.md": f"{table_markdown(methods)}\n", "pairs.md": f"{pairs_markdown(of_tables)}\n"}
-    texts |= {"table.csv": methods.to_csv(index=False), "label_efficiency.csv": efficiency.to_csv(index=False)}
+    texts |= {
+        "table.csv": methods.to_csv(index=False, columns=BENCHMARK_COLUMNS),
+        "label_efficiency.csv": efficiency.to_csv(index=False, columns=BENCHMARK_COLUMNS),
+    }
+    if scores["fold"].nunique() > 1:
+        texts["folds.md"] = f"{folds_markdown(of_tables)}\n"
     for name, text in texts.items():
         with atomic(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    label_efficiency_figure(scores, folder / "label_efficiency.png")
+    if scores["labeled"].nunique() > 1:
+        label_efficiency_figure(scores, folder / "label_efficiency.png")
 
 
 if __name__ == "__main__":

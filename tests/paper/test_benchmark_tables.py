@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from evaluation.statistics import crossed_difference
 from paper.benchmark_tables import BENCHMARK_COLUMNS, paired, stored_scores, table, write_benchmark
@@ -17,7 +18,7 @@ CASES = ("a", "b", "c")
 def results(tmp_path):
     """A folder of stored runs, and a function that adds one: Dice of each case by output."""
 
-    def add(name, dice, labelnum=8, unlabelnum=0, iterations=100, seconds=60.0):
+    def add(name, dice, labelnum=8, unlabelnum=0, iterations=100, seconds=60.0, cases=CASES):
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
         (folder / "options.json").write_text(json.dumps({"labelnum": labelnum, "unlabelnum": unlabelnum}))
@@ -28,7 +29,7 @@ def results(tmp_path):
             writer = csv.writer(file)
             writer.writerow(["case", "head", "post", "dice", "jaccard", "asd_vox", "hd95_vox"])
             for output, values in dice.items():
-                for case, value in zip(CASES, values, strict=True):
+                for case, value in zip(cases, values, strict=True):
                     writer.writerow([case, output, "none", value, value / 2, 1.0, "nan" if case == "a" else 2.0])
                     writer.writerow([case, output, "lcc", 0.0, 0.0, 9.0, 9.0])
 
@@ -75,6 +76,40 @@ def test_only_seeds_and_cases_of_both_are_compared(results):
     rows = dict(list(stored_scores(folder / "runs").groupby("row")))
     theirs, ours = paired(rows["v_net"], rows["dtml"], "dice")
     assert theirs.tolist() == [[50, 50, 50]] and ours.tolist() == [[50, 60, 70]]
+
+
+def test_folds_test_each_case_once(results):
+    folder, add = results
+    first, second = np.array([[0.5, 0.6], [0.7, 0.8], [0.6, 0.6]]), np.array([[0.6, 0.6], [0.7, 0.9], [0.6, 0.9]])
+    for fold, cases in enumerate((("a", "b"), ("c", "d"), ("e", "f"))):
+        add(f"v_net_fold{fold}_seed0", {"seg": first[fold]}, cases=cases)
+        add(f"dtml_fold{fold}_seed0", {"seg": second[fold]}, unlabelnum=5, cases=cases)
+    add("ua_mt_fold1_seed0", {"seg": [0.8, 0.9]}, unlabelnum=5, cases=("c", "d"))
+    write_benchmark(folder)
+
+    made, differences = lines(folder / "table.csv"), 100 * (second - first)
+    assert (made["v_net", "8"]["dice"], made["v_net", "8"]["seconds"]) == ("63.33", "60")
+    low, high = stats.t.interval(0.95, 5, differences.mean(), stats.sem(differences.ravel()))
+    line = made["dtml", "8"]
+    assert (line["difference_low"], line["difference_high"]) == (f"{low:+.2f}", f"{high:+.2f}")
+    assert made["ua_mt", "8"]["difference"] == "+10.00"  # on the cases of its fold alone
+
+    over_folds = differences.mean(axis=1)
+    low, high = stats.t.interval(0.95, 2, over_folds.mean(), stats.sem(over_folds))
+    table = [row.strip("| ").split(" | ") for row in (folder / "folds.md").read_text().splitlines()[2:]]
+    assert table[1] == ["1", "75.00", "80.00", "+5.00"]
+    assert table[-1] == ["all", "63.33", "71.67", f"+8.33 [{low:+.2f}, {high:+.2f}]"]
+    assert not (folder / "label_efficiency.png").exists()
+
+
+def test_a_metric_is_compared_where_both_have_it(results):
+    folder, add = results
+    for seed in (0, 1):
+        add(f"v_net_seed{seed}", {"seg": [0.5, 0.6, 0.7]})
+        add(f"dtml_seed{seed}", {"seg": [0.5, 0.6, 0.7]}, unlabelnum=5)
+    rows = dict(list(stored_scores(folder / "runs").groupby("row")))
+    theirs, ours = paired(rows["v_net"], rows["dtml"], "hd95_vox")  # case a has no 95HD
+    assert theirs.tolist() == ours.tolist() == [[2, 2], [2, 2]]
 
 
 def test_a_row_without_baseline_of_its_labels_has_no_difference(results):
