@@ -1,8 +1,8 @@
 """Tables and a figure of a benchmark from the stored runs of several seeds, folds and numbers of labels.
 
 `python -m paper.benchmark_tables FOLDER`, in code/: reads FOLDER/runs/<row>[_<N>_labels][_fold<f>]_seed<k>/ and writes
-table.csv, table.md, pairs.md and label_efficiency.csv to FOLDER, folds.md of several folds, and label_efficiency.png of
-several numbers of labels.
+table.csv, table.md and pairs.md to FOLDER, folds.md of several folds, and label_efficiency.csv and .png of several
+numbers of labels.
 """
 
 import re
@@ -188,19 +188,18 @@ def write_benchmark(folder: Path) -> None:
     scores = stored_scores(folder / "runs")
     compared = scores.groupby("labeled")["run"].nunique().idxmax()  # the number of labels with most runs
     of_tables = scores[scores["labeled"] == compared]
-    methods, efficiency = table(of_tables, scores), table(scores[scores["row"].isin(EFFICIENCY)], scores)
+    methods = table(of_tables, scores)
     texts = {"table.md": f"{table_markdown(methods)}\n", "pairs.md": f"{pairs_markdown(of_tables)}\n"}
-    texts |= {
-        "table.csv": methods.to_csv(index=False, columns=BENCHMARK_COLUMNS),
-        "label_efficiency.csv": efficiency.to_csv(index=False, columns=BENCHMARK_COLUMNS),
-    }
+    texts["table.csv"] = methods.to_csv(index=False, columns=BENCHMARK_COLUMNS)
     if scores["fold"].nunique() > 1:
         texts["folds.md"] = f"{folds_markdown(of_tables)}\n"
+    if scores["labeled"].nunique() > 1:
+        efficiency = table(scores[scores["row"].isin(EFFICIENCY)], scores)
+        texts["label_efficiency.csv"] = efficiency.to_csv(index=False, columns=BENCHMARK_COLUMNS)
+        label_efficiency_figure(scores, folder / "label_efficiency.png")
     for name, text in texts.items():
         with atomic(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    if scores["labeled"].nunique() > 1:
-        label_efficiency_figure(scores, folder / "label_efficiency.png")
 
 
 if __name__ == "__main__":
