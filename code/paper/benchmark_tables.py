@@ -120,9 +120,9 @@ def pairs_markdown(scores: pd.DataFrame) -> str:
     cells, p_values = [], []
     for first, second in BENCHMARK_PAIRS:
         for metric in FACTORS.index if {first, second} <= rows.keys() else ():
-            theirs, ours = paired(rows[first], rows[second], metric)
-            p_values.append(paired_test(theirs.mean(axis=0), ours.mean(axis=0)).t_p)
-            cells.append([f"`{second}` − `{first}`", metric, str(theirs.shape[1]), interval_text(theirs, ours)])
+            if pair := paired(rows[first], rows[second], metric):
+                p_values.append(paired_test(*(row.mean(axis=0) for row in pair)).t_p)
+                cells.append([f"`{second}` − `{first}`", metric, str(pair[0].shape[1]), interval_text(*pair)])
     tests = [[f"{p:.2g}", f"{corrected:.2g}"] for p, corrected in zip(p_values, holm(p_values), strict=True)]
     header = ["second − first", "metric", "test scans", "difference [95 % interval]", "paired t-test, p", "p, Holm"]
     return markdown(header, [[*cell, *test] for cell, test in zip(cells, tests, strict=True)])
@@ -134,7 +134,7 @@ def interval_text(first: np.ndarray, second: np.ndarray) -> str:
 
 
 def folds_markdown(scores: pd.DataFrame) -> str:
-    """Dice of the baseline and of DTML's outputs in each fold, and their difference over folds.
+    """Dice of the baseline and of DTML's outputs in each fold that has all, and their difference over folds.
 
     The interval of the last line takes the means of the folds for independent: it is for other scans and for another
     training. That of the table is for other scans alone.
@@ -146,9 +146,10 @@ def folds_markdown(scores: pd.DataFrame) -> str:
         + [f"{means[row] - means[BASELINE]:+.2f}" for row in others]
         for fold, means in dice.iterrows()
     ]
-    whole = ["all", *(f"{dice[row].mean():.2f}" for row in (BASELINE, *others))]
-    theirs = dice[[BASELINE]].to_numpy().T
-    cells.append([*whole, *(interval_text(theirs, dice[[row]].to_numpy().T) for row in others)])
+    if len(dice) > 1:
+        whole = ["all", *(f"{dice[row].mean():.2f}" for row in (BASELINE, *others))]
+        theirs = dice[[BASELINE]].to_numpy().T
+        cells.append([*whole, *(interval_text(theirs, dice[[row]].to_numpy().T) for row in others)])
     return markdown(["fold", *(f"`{r}`" for r in (BASELINE, *others)), *(f"`{r}` − V-Net" for r in others)], cells)
 
 

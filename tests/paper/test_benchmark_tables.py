@@ -112,6 +112,16 @@ def test_a_metric_is_compared_where_both_have_it(results):
     assert theirs.tolist() == ours.tolist() == [[2, 2], [2, 2]]
 
 
+def test_rows_of_other_folds_are_no_pair(results):
+    folder, add = results
+    add("v_net_fold0_seed0", {"seg": [0.5, 0.6]}, cases=("b", "c"))
+    add("dtml_fold1_seed0", {"seg": [0.5, 0.6]}, unlabelnum=5, cases=("d", "e"))
+    write_benchmark(folder)
+    for name in ("pairs.md", "folds.md"):
+        assert len((folder / name).read_text().splitlines()) == 2  # a header alone
+    assert lines(folder / "table.csv")["dtml", "8"]["difference"] == ""
+
+
 def test_a_row_without_baseline_of_its_labels_has_no_difference(results):
     folder, add = results
     add("dtml_seed0", {"seg": [0.5, 0.6, 0.7]}, unlabelnum=5)
