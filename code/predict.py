@@ -84,15 +84,6 @@ def make_parser() -> Parser:
     result.add_argument(
         "--post", choices=("none", "lcc"), default="lcc", help="lcc: the largest connected component alone; none: all"
     )
-    result.add_argument(
-        "--tta",
-        nargs="?",
-        choices=("none", "flips", "all"),
-        const="flips",
-        default="none",
-        help="mean over views of each patch: flips (what --tta alone means), as it is, flipped along axis 0, along "
-        "axis 1, along both, 4 passes; all, these and the same after a quarter turn in that plane, 8 passes",
-    )
     parser.add_argument_group("export").add_argument(
         "--export",
         action=PathHere,

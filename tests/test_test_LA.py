@@ -114,6 +114,20 @@ def test_another_engine_gives_the_same_scores(make_run):
     assert openvinos["options"]["engine"] == "openvino" and openvinos["cases"] == torchs["cases"]
 
 
+def test_views_of_a_patch_are_averaged_before_it_is_scored(make_run, monkeypatch):
+    """What a method sees in one half of a patch alone is seen by half of the flipped views: no more than 1/2."""
+    folder, bright = make_run(), Bright.predict
+
+    def right_half(method, image, outputs=None):
+        right = (torch.arange(image.shape[2]) >= image.shape[2] // 2).view(-1, 1, 1)
+        return {name: prob * right for name, prob in bright(method, image, outputs).items()}
+
+    monkeypatch.setattr(Bright, "predict", right_half)
+    plain, seen = (score(folder, *NO_FILES, *flags) for flags in ((), ("--tta",)))
+    assert (plain["options"]["tta"], seen["options"]["tta"]) == ("none", "flips")
+    assert plain["summary"]["seg/none"]["dice"]["mean"] > 0.1 and seen["summary"]["seg/none"]["dice"]["mean"] == 0
+
+
 def test_checkpoints_of_a_training_run_are_scored_in_folders_of_their_own(phantom, tmp_path, capsys):
     small = "--preset demo --patch_size 32 32 32 --n_filters 2 --batch_size 2 --labelnum 3 --image_every 0".split()
     run = ["--model_path", str(tmp_path), "--exp", "run", "--device", "cpu"]

@@ -19,12 +19,14 @@ from dataloaders.batch import Batch
 from engine import Engine
 from inference.engines import on_engine
 from inference.windows import predict_volume
+from methods import METHODS, Method
 from methods.dtml import DTML
 from options import flags
 from runtime import runs
 from runtime.device import AMP_TYPES, memory_format, place
 from train import parse_options as training_options
 from utils.errors import InputError
+from utils.sdm import signed_distance_batch
 
 SAME_LOSS, SAME_PROBABILITY = 1e-5, 1e-4  # relative: k = 1500 multiplies the rounding of the map; absolute
 # DTML as the paper has it, whatever the preset's own settings; no dropout, or the losses could not be compared.
@@ -43,9 +45,9 @@ def _options(size: Sequence[str], amp: str, *others: str) -> Namespace:
     return training_options([*METHOD, "--device", bench_device().type, "--amp", amp, *size, *others])
 
 
-def _engine(options: Namespace) -> Engine:
+def _engine(options: Namespace, method: type[Method] = DTML) -> Engine:
     runs.seed_everything(0)
-    return Engine(options, DTML(options), SimpleNamespace(validation=[]), Path(), bench_device())
+    return Engine(options, method(options), SimpleNamespace(validation=[]), Path(), bench_device())
 
 
 def step_sides(size: Sequence[str], amp: str) -> tuple[Callable[[], float], Callable[[], float]]:
@@ -76,6 +78,24 @@ def time_step(size: Sequence[str], amp: str, pairs: int) -> Measurement:
             f"the losses of both sides differ: {losses[0]:.7f} here, {losses[1]:.7f} by the public protocol"
         )
     return timed_in_turns(ours, reference, pairs)
+
+
+def time_method(name: str, size: Sequence[str], pairs: int) -> Measurement:
+    """Seconds of a step of a method with its own settings and batch, beside the V-Net's with labels alone."""
+    return timed_in_turns(*(_step_of(method, size) for method in (name, "supervised")), pairs)
+
+
+def _step_of(name: str, size: Sequence[str]) -> Callable[[], object]:
+    device = bench_device()
+    options = training_options(["--method", name, "--device", device.type, *size])
+    engine = _engine(options, METHODS[name])
+    masks = torch.from_numpy(balls(options.batch_size, options.patch_size)).float()[:, None]
+    labels = masks[: options.labeled_bs]
+    sdm = signed_distance_batch(labels) if engine.method.sdm_empty else None
+    batch = Batch(masks + torch.randn_like(masks), labels, ("ball",) * len(masks), sdm)
+    batch = batch.to(device, memory_format(device, options.amp))
+    engine.step(batch)  # the first one takes its memory, and compiles kernels
+    return lambda: engine.step(batch)
 
 
 def memory_of_step(size: Sequence[str], amp: str, pairs: int) -> Measurement:

@@ -11,19 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from inference.trained import reported_output, trained_method
+from inference.views import mean_over_views
 from methods.base import Method
 from scans.preprocess import Preprocessing
-from utils.constants import MIN_PATCH, PLANE
+from utils.constants import MIN_PATCH
 from utils.errors import InputError
 from utils.labels import ONE_CLASS, LabelClass, classes_as_record, classes_of_record
 
 PROB, SDM = "prob", "sdm"
-Symmetry = tuple[int, int | None]  # quarter turns in the axial plane, then a flip along axis 0 or 1
-SYMMETRIES: dict[str, tuple[Symmetry, ...]] = {
-    "none": ((0, None),),
-    "flips": ((0, None), (0, 0), (0, 1), (2, None)),  # the last one flips both axes
-    "all": tuple((turns, flip) for turns in range(4) for flip in (None, 0)),
-}
 
 
 class Predictor(nn.Module):
@@ -34,7 +29,7 @@ class Predictor(nn.Module):
     def __init__(self, method: Method, head: str, maps: Sequence[str] = (PROB,), tta: str = "none"):
         super().__init__()
         self.method, self.head, self.outputs = method, head, tuple(maps)
-        self.symmetries = SYMMETRIES[tta]
+        self.tta = tta
         self.on_windows: Callable[[int], None] = lambda count: None  # told how many patches are done
 
     def predict(self, image: Tensor, outputs: Iterable[str] | None = None) -> dict[str, Tensor]:
@@ -44,19 +39,15 @@ class Predictor(nn.Module):
         return maps
 
     def _mean(self, image: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-        views = [self._seen(image, names, *symmetry) for symmetry in self.symmetries]
-        return {name: torch.stack([view[name] for view in views]).mean(dim=0) for name in names}
+        return mean_over_views(lambda view: self._maps(view, names), image, self.tta)
 
-    def _seen(self, image: Tensor, names: Sequence[str], turns: int, flip: int | None) -> dict[str, Tensor]:
-        """The maps of the turned image, turned back."""
-        axes = [] if flip is None else [PLANE[flip]]
-        turned = torch.rot90(image, turns, PLANE).flip(axes) if turns or axes else image
+    def _maps(self, image: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         maps = {}
         if PROB in names:
-            maps[PROB] = self.method.predict(turned, (self.head,))[self.head]
+            maps[PROB] = self.method.predict(image, (self.head,))[self.head]
         if SDM in names:
-            maps[SDM] = next(iter(self.method.signed_maps(turned).values()))
-        return {name: torch.rot90(x.flip(axes), -turns, PLANE) if turns or axes else x for name, x in maps.items()}
+            maps[SDM] = next(iter(self.method.signed_maps(image).values()))
+        return maps
 
     def forward(self, image: Tensor) -> Tensor:
         """Probability of patches, (B, C, W, H, D), and nothing else: what is exported."""

@@ -28,6 +28,7 @@ from evaluation.metrics import class_mean, evaluate, largest_components, summari
 from evaluation.tables import Score, metric_text, pick
 from inference.engines import on_engine
 from inference.trained import reported_output, trained_method
+from inference.views import InViews
 from inference.windows import predict_volume
 from methods.base import Method
 from options import flags
@@ -56,7 +57,7 @@ def score_run(folder: Path, state: dict[str, Any], options: Namespace, ranks: Ra
     with ranks.leader_first():
         device = pick_device(options, ranks=ranks)
         method = trained_method(options, state, runs.checkpoint_path(folder, options.weights))
-        method = on_engine(method, device, options)
+        method = InViews(on_engine(method, device, options), options.tta)
         head = reported_output(method, options)
         folder = runs.scores_folder(folder, options.weights)
         with files.writing(folder):

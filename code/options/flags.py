@@ -275,7 +275,7 @@ def add_device_options(parser: ArgumentParser, engine: bool = False) -> None:
 
 
 def add_window_arguments(group, protocol: str | None = None) -> None:
-    """The sliding window; with a default for it, also `--protocol`, the window by name."""
+    """The sliding window; of trained runs, with a default of `--protocol`, also that and `--tta`."""
     if protocol:
         group.add_argument(
             "--protocol",
@@ -283,6 +283,15 @@ def add_window_arguments(group, protocol: str | None = None) -> None:
             default=protocol,
             help="windows by name. paper: as the run was trained to be tested; fast: steps of a third of a "
             "patch in the plane and of half a patch across; whole: one window around the whole scan",
+        )
+        group.add_argument(
+            "--tta",
+            nargs="?",
+            choices=("none", "flips", "all"),
+            const="flips",
+            default="none",
+            help="mean over views of each patch: flips (what --tta alone means), as it is, flipped along axis 0, along "
+            "axis 1, along both, 4 passes; all, these and the same after a quarter turn in that plane, 8 passes",
         )
     group.add_argument("--stride_xy", type=at_least(1), default=18, help="in-plane stride of the window, in voxels")
     group.add_argument("--stride_z", type=at_least(1), default=4, help="axial stride of the window, in voxels")

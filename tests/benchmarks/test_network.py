@@ -22,6 +22,18 @@ def test_reference_step_gives_the_same_loss():
     assert row["ratio"] > 0 and row["ours"] > 0 and row["reference"] > 0
 
 
+@pytest.mark.parametrize(("method", "labeled"), [("dtc", 2), ("dtml_plus", 4)])  # dtc: needs a distance map
+def test_a_method_steps_with_its_own_batch_beside_the_v_net(monkeypatch, method, labeled):
+    batches = []
+    step = network.Engine.step
+    monkeypatch.setattr(network.Engine, "step", lambda engine, batch: batches.append(batch) or step(engine, batch))
+    row = network.time_method(method, ("--preset", "cpu", *TINY), 2)
+    assert row["ratio"] > 0
+    sizes = [(len(batch.image), batch.num_labeled) for batch in batches]
+    own, plain = (labeled + 2, labeled), (4, 4)
+    assert sizes == [own, plain, own, plain, own, plain]  # once each before the clock, then in turns
+
+
 def test_another_loss_is_noticed(monkeypatch):
     monkeypatch.setattr(network, "dtml_step", lambda *arguments: lambda batch: 1.0)
     with pytest.raises(InputError, match="losses of both sides differ"):
