@@ -1,8 +1,9 @@
 """Tables and a figure of a benchmark from the stored runs of several seeds, folds and numbers of labels.
 
 `python -m paper.benchmark_tables FOLDER`, in code/: reads FOLDER/runs/<row>[_<N>_labels][_fold<f>]_seed<k>/ and writes
-table.csv, table.md and pairs.md to FOLDER, folds.md of several folds, and label_efficiency.csv and .png of several
-numbers of labels.
+table.csv, table.md and pairs.md of the number of labels with most runs to FOLDER, folds.md of several folds, and
+label_efficiency.csv and .png of several numbers of labels at which rows can be compared. Another number with more than
+the rows of that figure has tables of its own, such as table_4_labels.md.
 """
 
 import re
@@ -14,7 +15,7 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from evaluation.statistics import crossed_difference, holm, paired_test
+from evaluation.statistics import CrossedDifference, crossed_difference, holm, paired_test
 from paper.jobs import read_json
 from paper.tables import markdown
 from runtime import runs
@@ -25,13 +26,16 @@ BASELINE = "v_net"
 EFFICIENCY_CURVES = {
     "v_net": ("V-Net", "#0072B2"),
     "dtml": ("DTML", "#D55E00"),
+    "dtml_plus": ("DTML+", "#009E73"),
 }  # rows that are drawn over the number of labels
-EFFICIENCY = (*EFFICIENCY_CURVES, "dtml_sdm", "dtml_mean")  # rows of the table over the number of labels
+EFFICIENCY = (*EFFICIENCY_CURVES, "dtml_sdm", "dtml_mean", "dtml_plus_sdm", "dtml_plus_mean")  # of the table over it
 FACTORS = pd.Series({"dice": 100, "jaccard": 100, "asd_vox": 1, "hd95_vox": 1})  # of the metrics' units
 BENCHMARK_COLUMNS = ["row", "labeled", "unlabeled", "seeds", "iterations", *FACTORS.index]
 BENCHMARK_COLUMNS += ["difference", "difference_low", "difference_high", "seconds"]
-BENCHMARK_PAIRS = (  # (first, second): of the baseline and DTML, then of the paper's Tables 1 and 2
+BENCHMARK_PAIRS = (  # (first, second): of the baseline and DTML, of DTML+ and its parts, of the paper's Tables 1 and 2
     *((BASELINE, row) for row in EFFICIENCY[1:]),
+    *(("dtml", "dtml_plus"), ("dtml_mean", "dtml_plus_mean")),
+    *((f"dtml_plus_{part}_mean", "dtml_plus_mean") for part in ("plain", "no_pseudo", "no_view", "no_con")),
     *(("v_net", "dtml_labeled"), ("m_d", "dtml_labeled"), ("dtml_labeled", "dtml")),
     *(("dtml_dis", "dtml"), ("dtml_both", "dtml"), ("dtml_dis_sdm", "dtml_sdm"), ("dtml_both_sdm", "dtml_sdm")),
 )
@@ -154,47 +158,55 @@ def folds_markdown(scores: pd.DataFrame) -> str:
 
 
 def label_efficiency_figure(scores: pd.DataFrame, path: Path) -> None:
-    """Dice over the number of labels (a dot for each seed, a line through their means), and the paired difference."""
+    """Dice over the number of labels (a dot for each seed, a line through their means), and the paired differences."""
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    rows = {name: scores[scores["row"] == name] for name in EFFICIENCY_CURVES}
-    for name, (title, color) in EFFICIENCY_CURVES.items():
-        seeds = rows[name].groupby(["labeled", "seed"])["dice"].mean()
+    rows = {name: scores[scores["row"] == name] for name in EFFICIENCY_CURVES if name in set(scores["row"])}
+    for name, row in rows.items():
+        title, color = EFFICIENCY_CURVES[name]
+        seeds = row.groupby(["labeled", "seed"])["dice"].mean()
         left.plot(seeds.groupby("labeled").mean(), "-", color=color, label=title)
         left.plot(seeds.index.get_level_values("labeled"), seeds, ".", color=color, alpha=0.7)
     left.set(ylabel="Dice [%]")
     left.legend(frameon=False, loc="lower right")
     right.axhline(0, color="0.6", linewidth=0.8)
-    labels = sorted(scores[scores["row"].isin(EFFICIENCY_CURVES)]["labeled"].unique())
-    for n in labels:
-        pair = paired(*(row[row["labeled"] == n] for row in rows.values()), "dice")
-        if pair:
-            mean, low, high = crossed_difference(*pair)[:3]
-            right.errorbar(
-                [n], [mean], [[mean - low], [high - mean]], fmt="o", color=EFFICIENCY_CURVES["dtml"][1], capsize=3
-            )
-    right.set(ylabel="DTML minus V-Net, Dice points")
+    for index, name in enumerate(name for name in rows if name != BASELINE):
+        for n, (mean, low, high, *_) in differences(rows[BASELINE], rows[name]).items():
+            x, ends = n * 1.08**index, [[mean - low], [high - mean]]  # beside the interval of another curve
+            right.errorbar([x], [mean], ends, fmt="o", color=EFFICIENCY_CURVES[name][1], capsize=3)
+    right.set(ylabel="Dice minus V-Net, points")
+    numbers = sorted(pd.concat(rows.values())["labeled"].unique())
     for axes in (left, right):
         axes.set(xlabel="labeled scans", xscale="log")
-        axes.set_xticks(labels, [str(n) for n in labels])
+        axes.set_xticks(numbers, [str(n) for n in numbers])
         axes.minorticks_off()
         axes.spines[["top", "right"]].set_visible(False)
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")
 
 
+def differences(baseline: pd.DataFrame, row: pd.DataFrame) -> dict[int, CrossedDifference]:
+    """Of a row to the baseline in Dice, by the numbers of labels that both have."""
+    pairs = {n: paired(baseline[baseline["labeled"] == n], own, "dice") for n, own in row.groupby("labeled")}
+    return {n: crossed_difference(*pair) for n, pair in pairs.items() if pair}
+
+
 def write_benchmark(folder: Path) -> None:
     """All tables and the figure of a folder."""
     scores = stored_scores(folder / "runs")
     compared = scores.groupby("labeled")["run"].nunique().idxmax()  # the number of labels with most runs
-    of_tables = scores[scores["labeled"] == compared]
-    methods = table(of_tables, scores)
-    texts = {"table.md": f"{table_markdown(methods)}\n", "pairs.md": f"{pairs_markdown(of_tables)}\n"}
-    texts["table.csv"] = methods.to_csv(index=False, columns=BENCHMARK_COLUMNS)
+    texts = {}
+    for labeled, rows in scores.groupby("labeled"):
+        if labeled == compared or not set(rows["row"]) <= set(EFFICIENCY):
+            suffix, methods = "" if labeled == compared else f"_{labeled}_labels", table(rows, scores)
+            texts[f"table{suffix}.md"] = f"{table_markdown(methods)}\n"
+            texts[f"pairs{suffix}.md"] = f"{pairs_markdown(rows)}\n"
+            texts[f"table{suffix}.csv"] = methods.to_csv(index=False, columns=BENCHMARK_COLUMNS)
     if scores["fold"].nunique() > 1:
-        texts["folds.md"] = f"{folds_markdown(of_tables)}\n"
-    if scores["labeled"].nunique() > 1:
+        texts["folds.md"] = f"{folds_markdown(scores[scores['labeled'] == compared])}\n"
+    curves = scores[scores["row"].isin(EFFICIENCY_CURVES)].groupby("labeled")["row"].nunique()
+    if (curves > 1).sum() > 1:  # one common number of labels would be no curve
         efficiency = table(scores[scores["row"].isin(EFFICIENCY)], scores)
         texts["label_efficiency.csv"] = efficiency.to_csv(index=False, columns=BENCHMARK_COLUMNS)
         label_efficiency_figure(scores, folder / "label_efficiency.png")

@@ -68,6 +68,31 @@ def test_table_of_seeds_labels_and_outputs(results):
     assert (folder / "table.md").read_text().count("\n") == 2 + len(made)
 
 
+def test_numbers_of_labels_with_further_rows_have_tables_of_their_own(results):
+    folder, add = results
+    for name in ("v_net_seed0", "dtml_seed0", "dtc_seed0", "dtc_seed1"):
+        add(name, {"seg": [0.8, 0.7, 0.6]})
+    for name in ("v_net_2_labels_seed0", "dtml_2_labels_seed0"):
+        add(name, {"seg": [0.4, 0.4, 0.4]}, labelnum=2)
+    for row, dice in {"v_net": 0.5, "dtml_plus": 0.7, "dtc": 0.6}.items():
+        add(f"{row}_4_labels_seed0", {"seg": [dice, dice, dice + 0.1]}, labelnum=4)
+    write_benchmark(folder)
+    assert not list(folder.glob("*_2_labels.*")) and len(lines(folder / "table.csv")) == 3
+    assert (folder / "label_efficiency.png").exists()
+    assert lines(folder / "table_4_labels.csv")["dtml_plus", "4"]["difference"] == "+20.00"
+    assert "`dtml_plus` − `v_net`" in (folder / "pairs_4_labels.md").read_text()
+    assert len((folder / "table_4_labels.md").read_text().splitlines()) == 5
+
+
+def test_a_ceiling_alone_is_no_curve(results):
+    folder, add = results
+    for name, labelnum in {"v_net_seed0": 8, "dtml_seed0": 8, "v_net_64_labels_seed0": 64}.items():
+        add(name, {"seg": [0.8, 0.7, 0.6]}, labelnum=labelnum)
+    write_benchmark(folder)
+    assert set(lines(folder / "table.csv")) == {("v_net", "8"), ("dtml", "8")}
+    assert not list(folder.glob("label_efficiency.*"))
+
+
 def test_only_seeds_and_cases_of_both_are_compared(results):
     folder, add = results
     for seed in (0, 1):
