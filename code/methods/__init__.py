@@ -4,6 +4,7 @@ from methods.asdnet import ASDNet
 from methods.base import Method
 from methods.double_uncertainty import DoubleUncertainty
 from methods.dtc import DTC
+from methods.dtml_plus import DTMLPlus
 from methods.dtml_variants import DTMLVariants
 from methods.sassnet import SASSNet
 from methods.supervised import Supervised
@@ -19,4 +20,5 @@ METHODS: dict[str, type[Method]] = {
     "dtc": DTC,
     "double_uncertainty": DoubleUncertainty,
     "dtml": DTMLVariants,
+    "dtml_plus": DTMLPlus,
 }

@@ -15,10 +15,15 @@ def frozen_copy(network: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def update_ema(teacher: nn.Module, student: nn.Module, decay: float) -> None:
+def update_ema(teacher: nn.Module, student: nn.Module, decay: float, buffers: bool = False) -> None:
     """teacher <- decay x teacher + (1 - decay) x student, for all parameters; decay 0 copies exactly.
 
-    Batch-norm statistics stay the teacher's own, as in UA-MT's public implementation.
+    Batch-norm statistics stay the teacher's own, as in UA-MT's public implementation, unless `buffers` averages them,
+    too, for a teacher in evaluation mode.
     """
-    for old, new in zip(teacher.parameters(), student.parameters(), strict=True):
-        old.lerp_(new, 1 - decay)
+    pairs = list(zip(teacher.parameters(), student.parameters(), strict=True))
+    if buffers:
+        pairs += zip(teacher.buffers(), student.buffers(), strict=True)
+    for old, new in pairs:
+        if old.is_floating_point():  # not a number of batches
+            old.lerp_(new, 1 - decay)

@@ -32,9 +32,14 @@ class ConsistencyFlags(MethodFlags):
     weighs_consistency = True
 
 
+def add_ema_decay_argument(group) -> None:
+    """The flag of methods with a moving average."""
+    group.add_argument("--ema_decay", type=share, default=0.99, help="momentum of the teacher's weights, in [0, 1)")
+
+
 def add_teacher_arguments(group, monte_carlo: bool = False) -> None:
     """Flags of every method with a teacher; `monte_carlo` adds the number of its passes."""
-    group.add_argument("--ema_decay", type=share, default=0.99, help="momentum of the teacher's weights, in [0, 1)")
+    add_ema_decay_argument(group)
     group.add_argument(
         "--noise_sd",
         type=at_least(0.0),
@@ -260,6 +265,32 @@ class DTMLVariantsFlags(DTMLFlags):
         add_sdm_empty_argument(group)
 
 
+class DTMLPlusFlags(DTMLFlags):
+    defaults = {"consistency": 1.0, "batch_size": 6, "labeled_bs": 4}  # as many labeled crops as the V-Net sees
+    # From 10 on, k times the rate of the preset makes M_d diverge: docs/results/hippocampus/dtml_plus.md.
+    presets = {
+        name: flags | {"batch_size": 6, "labeled_bs": 4, "sdm_k_start": 1.0}
+        for name, flags in DTMLFlags.presets.items()
+    }
+
+    @staticmethod
+    def add_arguments(group) -> None:
+        DTMLFlags.add_arguments(group)
+        group.add_argument(
+            "--pseudo_weight",
+            type=at_least(0.0),
+            default=1.0,
+            help="factor on the losses of pseudo-labels, which --consistency and its ramp weigh, too",
+        )
+        group.add_argument(
+            "--view_strength",
+            type=at_least(0.0),
+            default=1.0,
+            help="strength of the changes of intensity under which unlabeled crops are learned; 0 for none",
+        )
+        add_ema_decay_argument(group)
+
+
 FLAGS: dict[str, type[MethodFlags]] = {
     "supervised": SupervisedFlags,
     "asdnet": ASDNetFlags,
@@ -269,6 +300,7 @@ FLAGS: dict[str, type[MethodFlags]] = {
     "dtc": DTCFlags,
     "double_uncertainty": DoubleUncertaintyFlags,
     "dtml": DTMLVariantsFlags,
+    "dtml_plus": DTMLPlusFlags,
 }
 
 

@@ -203,8 +203,8 @@ def test_widths_that_work_pass(norm):
 
 @pytest.mark.parametrize("method", FLAGS)
 def test_a_flag_of_another_method_names_that_method(method):
-    foreign, owner = ("--ema_decay", "ua_mt") if "--ema_decay" not in own_flags(method) else ("--sdm_k", "dtml")
-    sentence = refusal("--method", method, foreign, "0.5")
+    foreign, owner = ("--mc_passes", "ua_mt") if "--mc_passes" not in own_flags(method) else ("--sdm_k", "dtml")
+    sentence = refusal("--method", method, foreign, "5")
     assert foreign in sentence and owner in sentence
 
 

@@ -14,7 +14,8 @@ from options.presets import COMPAT, PRESETS, cpu_has_bf16
 from train import parse_options
 
 RUNS = Path(__file__).parents[2] / "docs/results/hippocampus/runs"
-OF_A_RUN = {"preset", "exp", "resume", "image_every", "save_every", "unlabelnum"}  # what is no setting of the preset
+# What is no setting of the preset.
+OF_A_RUN = {"preset", "exp", "resume", "image_every", "save_every", "unlabelnum", "device", "num_classes"}
 
 
 def parse(*argv: str, method: str | None = None) -> Namespace:
