@@ -173,7 +173,7 @@ def label_efficiency_figure(scores: pd.DataFrame, path: Path) -> None:
     left.legend(frameon=False, loc="lower right")
     right.axhline(0, color="0.6", linewidth=0.8)
     for index, name in enumerate(name for name in rows if name != BASELINE):
-        for n, (mean, low, high, *_) in differences(rows[BASELINE], rows[name]).items():
+        for n, (mean, low, high, *_) in differences_by_labels(rows[BASELINE], rows[name]).items():
             x, ends = n * 1.08**index, [[mean - low], [high - mean]]  # beside the interval of another curve
             right.errorbar([x], [mean], ends, fmt="o", color=EFFICIENCY_CURVES[name][1], capsize=3)
     right.set(ylabel="Dice minus V-Net, points")
@@ -187,7 +187,7 @@ def label_efficiency_figure(scores: pd.DataFrame, path: Path) -> None:
         figure.savefig(temporary, dpi=150, format="png")
 
 
-def differences(baseline: pd.DataFrame, row: pd.DataFrame) -> dict[int, CrossedDifference]:
+def differences_by_labels(baseline: pd.DataFrame, row: pd.DataFrame) -> dict[int, CrossedDifference]:
     """Of a row to the baseline in Dice, by the numbers of labels that both have."""
     pairs = {n: paired(baseline[baseline["labeled"] == n], own, "dice") for n, own in row.groupby("labeled")}
     return {n: crossed_difference(*pair) for n, pair in pairs.items() if pair}
