@@ -32,7 +32,7 @@ EFFICIENCY = (*EFFICIENCY_CURVES, "dtml_sdm", "dtml_mean", "dtml_plus_sdm", "dtm
 FACTORS = pd.Series({"dice": 100, "jaccard": 100, "asd_vox": 1, "hd95_vox": 1})  # of the metrics' units
 BENCHMARK_COLUMNS = ["row", "labeled", "unlabeled", "seeds", "iterations", *FACTORS.index]
 BENCHMARK_COLUMNS += ["difference", "difference_low", "difference_high", "seconds"]
-PLUS_PARTS = ("plain", "no_pseudo", "no_view", "no_con")  # DTML+ without its parts: dtml_plus.md
+PLUS_PARTS = ("plain", "no_pseudo", "no_view")  # DTML+ without its parts: dtml_plus.md
 BENCHMARK_PAIRS = (  # (first, second): of the baseline and DTML, of DTML+ and its parts, of the paper's Tables 1 and 2
     *((BASELINE, row) for row in EFFICIENCY[1:]),
     *(("dtml", "dtml_plus"), ("dtml_mean", "dtml_plus_mean")),
