@@ -50,14 +50,21 @@ def _engine(options: Namespace, method: type[Method] = DTML) -> Engine:
     return Engine(options, method(options), SimpleNamespace(validation=[]), Path(), bench_device())
 
 
+def _ball_batch(options: Namespace, maps: bool = False) -> tuple[torch.Tensor, Batch]:
+    """Labels of all crops, (B, 1, W, H, D), and a batch that knows the labeled ones; with their distance `maps`."""
+    labels = torch.from_numpy(balls(options.batch_size, options.patch_size)).float()[:, None]
+    image = labels + torch.randn(labels.shape, generator=torch.Generator().manual_seed(0))
+    known = labels[: options.labeled_bs].clone()
+    return labels, Batch(image, known, ("ball",) * len(labels), signed_distance_batch(known) if maps else None)
+
+
 def step_sides(size: Sequence[str], amp: str) -> tuple[Callable[[], float], Callable[[], float]]:
     """A DTML step here, and by the public protocol, which is float32; a call makes a step and returns its loss."""
     options, device = _options(size, amp), bench_device()
     engine = _engine(options)
     theirs = copy.deepcopy(engine.method).to(memory_format=torch.contiguous_format)
-    labels = torch.from_numpy(balls(options.batch_size, options.patch_size)).float()[:, None]
-    image = labels + torch.randn(labels.shape, generator=torch.Generator().manual_seed(0))
-    batch = Batch(image, labels[: options.labeled_bs].clone(), ("ball",) * options.batch_size).to(device)
+    labels, batch = _ball_batch(options)
+    batch = batch.to(device)
     own_batch = batch.to(device, memory_format(device, amp))
     weight = engine.method.consistency_weight(0)
     reference = dtml_step(theirs.m_s, theirs.m_d, labels, engine.method.steepness(0), weight)
@@ -89,10 +96,7 @@ def _step_of(name: str, size: Sequence[str]) -> Callable[[], object]:
     device = bench_device()
     options = training_options(["--method", name, "--device", device.type, *size])
     engine = _engine(options, METHODS[name])
-    masks = torch.from_numpy(balls(options.batch_size, options.patch_size)).float()[:, None]
-    labels = masks[: options.labeled_bs]
-    sdm = signed_distance_batch(labels) if engine.method.sdm_empty else None
-    batch = Batch(masks + torch.randn_like(masks), labels, ("ball",) * len(masks), sdm)
+    _, batch = _ball_batch(options, maps=bool(engine.method.sdm_empty))
     batch = batch.to(device, memory_format(device, options.amp))
     engine.step(batch)  # the first one takes its memory, and compiles kernels
     return lambda: engine.step(batch)

@@ -17,7 +17,7 @@ from torch import Tensor
 from dataloaders.batch import Batch
 from methods.base import Terms, require_unlabeled
 from methods.dtml import DTML
-from networks.ema import frozen_copy, update_ema
+from networks.ema import frozen_copy, update_ema, warm_decay
 from options.methods import DTMLPlusFlags
 from utils.losses import dice_ce_loss
 from utils.sdm import prob_from_sdm
@@ -70,7 +70,7 @@ class DTMLPlus(DTMLPlusFlags, DTML):
         return (seg + mask > 1).float()
 
     def after_step(self, iteration: int) -> None:
-        decay = min(1 - 1 / (iteration + 1), self.options.ema_decay)
+        decay = warm_decay(iteration, self.options.ema_decay)
         for teacher, student in ((self.teacher_s, self.m_s), (self.teacher_d, self.m_d)):
             update_ema(teacher, student, decay, buffers=True)
 

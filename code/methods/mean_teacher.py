@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dataloaders.batch import Batch
 from methods.base import ConsistencyMethod, require_unlabeled
-from networks.ema import frozen_copy, update_ema
+from networks.ema import frozen_copy, update_ema, warm_decay
 from utils.losses import foreground_prob
 
 Maps = dict[str, Tensor]
@@ -36,7 +36,7 @@ class Teacher(nn.Module):
 
     def update(self, student: nn.Module, iteration: int) -> None:
         """Follow the student: decay min(1 - 1/(t + 1), --ema_decay), so that the first update (t = 0) copies."""
-        update_ema(self.network, student, min(1 - 1 / (iteration + 1), self.options.ema_decay))
+        update_ema(self.network, student, warm_decay(iteration, self.options.ema_decay))
 
 
 class MeanTeacherMethod(ConsistencyMethod):

@@ -14,6 +14,11 @@ def frozen_copy(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network).requires_grad_(False)
 
 
+def warm_decay(iteration: int, limit: float) -> float:
+    """min(1 - 1/(t + 1), limit): the first update (t = 0) copies, the next ones average all that was seen."""
+    return min(1 - 1 / (iteration + 1), limit)
+
+
 @torch.no_grad()
 def update_ema(teacher: nn.Module, student: nn.Module, decay: float, buffers: bool = False) -> None:
     """teacher <- decay x teacher + (1 - decay) x student, for all parameters; decay 0 copies exactly.
