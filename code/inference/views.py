@@ -18,9 +18,9 @@ SYMMETRIES: dict[str, tuple[Symmetry, ...]] = {
 
 def mean_over_views(predict: Predict, image: Tensor, tta: str) -> dict[str, Tensor]:
     """Args: predict, (B, 1, W, H, D) -> {name: (B, C, W, H, D)}; tta, a name in SYMMETRIES. Returns: as `predict`."""
-    if tta == "none":
-        return predict(image)  # no copy of the maps of every window
     views = [_seen(predict, image, *symmetry) for symmetry in SYMMETRIES[tta]]
+    if len(views) == 1:
+        return views[0]  # no copy of the maps of every window
     return {name: torch.stack([view[name] for view in views]).mean(dim=0) for name in views[0]}
 
 
