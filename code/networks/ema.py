@@ -1,7 +1,4 @@
-"""What the mean-teacher family shares: a frozen moving average of the student, its noise, and repeated passes.
-
-Mean Teacher is Tarvainen & Valpola, NeurIPS 2017; the details are those of UA-MT's public implementation.
-"""
+"""Teachers: a frozen copy of a network that follows it as a moving average (Tarvainen & Valpola, NeurIPS 2017)."""
 
 import copy
 

@@ -26,7 +26,6 @@ NORMALISATIONS = ("zscore", "percentile", "none")
 LETTERS = ("LR", "PA", "IS")  # one of each makes an orientation
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 BYTES = 20  # per voxel that normalising and resampling take, in double precision
-MASK_THRESHOLD = 0.5  # a voxel is foreground where more than half of it is
 
 
 @dataclass(frozen=True)
@@ -186,7 +185,3 @@ class Placement:
         if volume.shape != self.shape:
             raise ValueError(f"the volume has shape {volume.shape}, the processed image {self.shape}")
         return np.ascontiguousarray(undo_turn(resample(volume, self.turned.array.shape), self.turn))
-
-    def restore_mask(self, mask: np.ndarray) -> np.ndarray:
-        """A mask on the processed grid -> uint8 0/1 on the scan's own."""
-        return (self.restore(mask) > MASK_THRESHOLD).astype(np.uint8)
