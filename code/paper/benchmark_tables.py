@@ -2,8 +2,8 @@
 
 `python -m paper.benchmark_tables FOLDER`, in code/: reads FOLDER/runs/<row>[_<N>_labels][_fold<f>]_seed<k>/ and writes
 table.csv, table.md and pairs.md of the number of labels with most runs to FOLDER, folds.md of several folds, and
-label_efficiency.csv and .png of several numbers of labels at which rows can be compared. Another number with more than
-the rows of that figure has tables of its own, such as table_4_labels.md.
+label_efficiency.csv and .png of several numbers of labels at which rows can be compared, in the folds that all of them
+have. Another number with more than the rows of that figure has tables of its own, such as table_4_labels.md.
 """
 
 import re
@@ -206,11 +206,12 @@ def write_benchmark(folder: Path) -> None:
             texts[f"table{suffix}.csv"] = methods.to_csv(index=False, columns=BENCHMARK_COLUMNS)
     if scores["fold"].nunique() > 1:
         texts["folds.md"] = f"{folds_markdown(scores[scores['labeled'] == compared])}\n"
-    curves = scores[scores["row"].isin(EFFICIENCY_CURVES)].groupby("labeled")["row"].nunique()
+    common = scores[scores["fold"].isin(set.intersection(*scores.groupby("labeled")["fold"].agg(set)))]
+    curves = common[common["row"].isin(EFFICIENCY_CURVES)].groupby("labeled")["row"].nunique()
     if (curves > 1).sum() > 1:  # one common number of labels would be no curve
-        efficiency = table(scores[scores["row"].isin(EFFICIENCY)], scores)
+        efficiency = table(common[common["row"].isin(EFFICIENCY)], common)
         texts["label_efficiency.csv"] = efficiency.to_csv(index=False, columns=BENCHMARK_COLUMNS)
-        label_efficiency_figure(scores, folder / "label_efficiency.png")
+        label_efficiency_figure(common, folder / "label_efficiency.png")
     for name, text in texts.items():
         with atomic(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")

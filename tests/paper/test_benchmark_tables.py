@@ -93,6 +93,17 @@ def test_a_ceiling_alone_is_no_curve(results):
     assert not list(folder.glob("label_efficiency.*"))
 
 
+def test_numbers_of_labels_are_compared_in_their_common_folds(results):
+    folder, add = results
+    for row in ("v_net", "dtml"):
+        add(f"{row}_fold0_seed0", {"seg": [0.8, 0.8, 0.8]})
+        add(f"{row}_fold1_seed0", {"seg": [0.2, 0.2, 0.2]}, cases=("d", "e", "f"))
+        add(f"{row}_2_labels_fold0_seed0", {"seg": [0.5, 0.5, 0.5]}, labelnum=2)
+    write_benchmark(folder)
+    assert lines(folder / "label_efficiency.csv")["v_net", "8"]["dice"] == "80.00"
+    assert lines(folder / "table.csv")["v_net", "8"]["dice"] == "50.00"
+
+
 def test_only_seeds_and_cases_of_both_are_compared(results):
     folder, add = results
     for seed in (0, 1):
