@@ -139,14 +139,14 @@ def interval_text(first: np.ndarray, second: np.ndarray) -> str:
 
 
 def folds_markdown(scores: pd.DataFrame) -> str:
-    """Dice of the baseline and of the outputs of most folds in each fold that has all, and their difference over folds.
+    """Dice of the baseline and of the rows that have most folds, in each fold of all of them, and the differences.
 
     The interval of the last line takes the means of the folds for independent: it is for other scans and for another
     training. That of the table is for other scans alone.
     """
     dice = scores[scores["row"].isin(EFFICIENCY)].pivot_table(index="fold", columns="row", values="dice")
-    counts = dice.notna().sum()
-    dice = dice.loc[:, ~(counts < counts.drop(BASELINE).max())].dropna()
+    folds = dice.count()  # of each row; one that was run in fewer would leave only those
+    dice = dice.loc[:, ~(folds < folds.drop(BASELINE).max())].dropna()
     others = [row for row in EFFICIENCY[1:] if row in dice]
     cells = [
         [str(fold), *(f"{means[row]:.2f}" for row in (BASELINE, *others))]
