@@ -63,10 +63,14 @@ def _own(cls) -> argparse.ArgumentParser:
 
 def _section(title: str, parser: argparse.ArgumentParser, defaults: dict | None = None) -> str:
     parser.set_defaults(**(defaults or {}))
-    rows = [_row(action) for action in parser._actions if action.dest not in ("help", "help_all")]
-    if not rows:
+    actions = [action for action in parser._actions if action.dest not in ("help", "help_all")]
+    if not actions:
         return ""
-    return "\n".join([f"## {title}\n", "| flag | value | default | |", "|---|---|---|---|", *rows, ""])
+    shared = (defaults or {}).keys() - {action.dest for action in actions}
+    changed = ", ".join(f"`--{flag} {defaults[flag]}`" for flag in sorted(shared))
+    note = [f"Another default of shared flags: {changed}.\n"] if changed else []
+    header = ["| flag | value | default | |", "|---|---|---|---|"]
+    return "\n".join([f"## {title}\n", *note, *header, *map(_row, actions), ""])
 
 
 def _row(action: argparse.Action) -> str:

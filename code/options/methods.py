@@ -266,12 +266,10 @@ class DTMLVariantsFlags(DTMLFlags):
 
 
 class DTMLPlusFlags(DTMLFlags):
-    defaults = {"consistency": 1.0, "batch_size": 6, "labeled_bs": 4}  # as many labeled crops as the V-Net sees
-    # From 10 on, k times the rate of the preset makes M_d diverge: docs/results/hippocampus/dtml_plus.md.
-    presets = {
-        name: flags | {"batch_size": 6, "labeled_bs": 4, "sdm_k_start": 1.0}
-        for name, flags in DTMLFlags.presets.items()
-    }
+    # As many labeled crops as the V-Net sees; from k = 10 on M_d can diverge: docs/results/hippocampus/dtml_plus.md.
+    defaults = {"consistency": 1.0, "batch_size": 6, "labeled_bs": 4}
+    defaults |= {"mask_loss": "dice+ce", "sdm_k": 100.0, "sdm_k_start": 1.0}
+    presets = {"hippocampus": {"labeled_bs": 4}, "demo": {"rampup_share": 0.375}}
 
     @staticmethod
     def add_arguments(group) -> None:
