@@ -87,8 +87,9 @@ def crossed_difference(first: np.ndarray, second: np.ndarray) -> CrossedDifferen
 
     The seeds are a random factor like the cases: the analysis of many readers and many cases (Dorfman, Berbaum & Metz,
     Investigative Radiology 1992) with the degrees of freedom of Hillis (Statistics in Medicine 2007), the seeds being
-    the readers. A bootstrap over three seeds would be too narrow. One seed leaves only the cases: a paired t interval.
-    It excludes 0 where p < 0.05.
+    the readers. A bootstrap over three seeds would be too narrow. Where the seeds agree more than chance allows, their
+    variance counts as 0, not as less, so that the standard error is at least that of the cases alone. One seed leaves
+    only the cases: a paired t interval. The interval excludes 0 where p < 0.05.
     Args: first, second, (seeds, cases), NaN-free; row s of both has the same seed.
     """
     difference = np.subtract(second, first, dtype=float)
@@ -104,8 +105,9 @@ def crossed_difference(first: np.ndarray, second: np.ndarray) -> CrossedDifferen
     else:
         ms_seeds = cases * (of_seeds**2).sum() / (seeds - 1)
         ms_rest = (rest**2).sum() / ((seeds - 1) * (cases - 1))
-        ms = ms_seeds + max(ms_cases - ms_rest, 0.0)
-        freedom = (seeds - 1) * (ms / ms_seeds) ** 2 if ms_seeds > 0 else np.inf
+        of_cases_alone = max(ms_cases - ms_rest, 0.0)
+        freedom = (seeds - 1) * (1 + of_cases_alone / ms_seeds) ** 2 if ms_seeds > 0 else np.inf
+        ms = max(ms_seeds, ms_rest) + of_cases_alone  # no variance is below 0
     error = np.sqrt(ms / difference.size)
     half = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * error
     tested = cases >= MIN_CASES and (error or mean)  # no difference in any case: nothing to test

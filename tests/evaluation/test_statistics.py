@@ -115,6 +115,16 @@ def test_crossed_difference_worked_out_on_paper():
     assert ours[:5] == pytest.approx((3, 3 - half, 3 + half, 2, 3))
 
 
+def test_seeds_that_agree_do_not_make_the_cases_more_certain():
+    """Mean squares: seeds 0.015, cases 4.5, rest 0.5; the seeds count as 0.5."""
+    of_cases, rest = np.array([-1.5, 1.5, 0.0]), np.array([0.5, -0.5, 0.0])
+    variance, freedom = (0.5 + 4.5 - 0.5) / 6, ((0.015 + 4.5 - 0.5) / 0.015) ** 2
+    of_seeds = np.sqrt(0.015 / 6) * np.array([[-1], [1]])
+    ours = crossed_difference(np.zeros((2, 3)), 3 + of_seeds + of_cases + np.outer([1, -1], rest))
+    half = stats.t.ppf(0.975, freedom) * np.sqrt(variance)
+    assert ours[:3] == pytest.approx((3, 3 - half, 3 + half))
+
+
 def test_one_seed_is_a_paired_t_interval():
     ours = crossed_difference(FIRST[None], SECOND[None])
     theirs = stats.ttest_rel(SECOND, FIRST)
