@@ -38,7 +38,7 @@ TRIANGLES = 6000  # of a surface at most
 POINT_MM = 0.05  # steps of a stored surface point; 16 bits reach 1.6 m
 DISTANCE_VOX = 0.01  # steps of a stored distance
 CURVE_POINTS = 400  # of a curve at most
-HIDDEN_CURVES = ("data_wait",)
+NO_CURVES = ("iteration", "data_wait")
 VOLUME_ERROR = "volume_error_ml"  # |prediction - label|, which only the page shows
 HIGH_IS_GOOD = ("dice", "jaccard")
 
@@ -221,12 +221,14 @@ def _metrics(runs: Sequence[TestedRun]) -> list[dict[str, Any]]:
     return metrics
 
 
-def _curves(folder: Path) -> dict[str, list[float | None]]:
-    """Columns of curves.csv, thinned."""
-    rows = read_curves(folder)
-    rows = rows[:: 1 + len(rows) // CURVE_POINTS]
-    names = dict.fromkeys(name for row in rows for name in row if name not in HIDDEN_CURVES)
-    return {name: [_number(row.get(name, np.nan)) for row in rows] for name in names}
+def _curves(folder: Path) -> dict[str, dict[str, list[float | None]]]:
+    """Each column of curves.csv over the iterations that have it, thinned; a value that is not finite is a gap."""
+    rows, curves = read_curves(folder), {}
+    for name in dict.fromkeys(name for row in rows for name in row if name not in NO_CURVES):
+        points = [(row["iteration"], _number(row[name])) for row in rows if name in row]  # validation has own rows
+        kept = np.linspace(0, len(points) - 1, min(len(points), CURVE_POINTS)).astype(int)  # first and last among them
+        curves[name] = {"x": [points[index][0] for index in kept], "y": [points[index][1] for index in kept]}
+    return curves
 
 
 def _cases(runs: Sequence[TestedRun], cases: Sequence[str]) -> list[dict[str, Any]]:
