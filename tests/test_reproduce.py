@@ -1,6 +1,8 @@
 import csv
+import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -263,6 +265,31 @@ def test_a_row_that_fails_is_reported_and_the_others_go_on(reproduce, flags, scr
     assert ("test_LA.py", "dtml_labeled_seed1337") in scripts and shown.out.count("85.00") >= 2  # V-Net and DTML
     scripts.fail.clear()
     assert {name for _, name in reproduce("table2")[0]} == {"m_d_seed1337"}
+
+
+@pytest.mark.parametrize("target", ["table2", "curves --tables_only"])
+def test_a_file_in_the_place_of_out_is_refused_before_anything_is_trained(flags, scripts, tmp_path, target):
+    (tmp_path / "out").touch()
+    with pytest.raises(InputError, match=f"{tmp_path / 'out'}: .*--out"):
+        main([*target.split(), *flags])
+    assert not scripts
+
+
+@pytest.mark.parametrize(
+    ("argv", "file"), [("table2", "metrics.csv"), ("table2 --report", "report.html"), ("curves", "curves.png")]
+)
+def test_a_full_disk_asks_for_another_out(flags, scripts, monkeypatch, capsys, argv, file):
+    replace = os.replace
+
+    def full(source, target):
+        if os.path.basename(target) == file:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(InputError) as stop:
+        main([*argv.split(), *flags])
+    assert re.search(f"{file}: .*--out", f"{capsys.readouterr().err}{stop.value}")
 
 
 def test_a_run_that_another_process_works_on_is_left_to_it(reproduce, tmp_path):

@@ -189,7 +189,7 @@ def curves_figure(
         beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if many else {}
         ax.legend(frameon=False, **beside)
     path = Path(path)
-    with atomic(path) as temporary:
+    with atomic(path, "--out") as temporary:
         figure.savefig(temporary, format=path.suffix[1:], dpi=DPI)
 
 

@@ -43,12 +43,15 @@ VOLUME_ERROR = "volume_error_ml"  # |prediction - label|, which only the page sh
 HIGH_IS_GOOD = ("dice", "jaccard")
 
 
-def write_report(path: Path, title: str, runs: Sequence[TestedRun], blocks: Sequence[str] = ()) -> None:
+def write_report(
+    path: Path, title: str, runs: Sequence[TestedRun], blocks: Sequence[str] = (), flag: str = "--model_path"
+) -> None:
     """Write the page, whole or not at all.
 
     Args:
         runs: the runs, the one that differences are taken to first.
         blocks: texts to show as they are below the summary.
+        flag: the one that says where the page goes.
     """
     cases = list(dict.fromkeys(case for run in runs for case in run.reported))
     views = _views(runs)
@@ -89,7 +92,7 @@ def write_report(path: Path, title: str, runs: Sequence[TestedRun], blocks: Sequ
     }
     pieces = page.split("{{")  # not one replacement after another: a part may hold the mark of a later one
     text = pieces[0] + "".join(parts[name] + rest for name, rest in (piece.split("}}", 1) for piece in pieces[1:]))
-    with files.atomic(path) as temporary:
+    with files.atomic(path, flag) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
