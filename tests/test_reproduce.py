@@ -450,6 +450,11 @@ def test_figure_without_predictions_says_what_is_missing(flags, scripts, tmp_pat
         main(["figure2", *flags])
 
 
+def test_figure_without_any_row_is_bad_input(flags, scripts):
+    with pytest.raises(InputError, match="figure2.*--only"):
+        main(["all", *flags, "--tables_only", "--only", "v_net_equal_time"])
+
+
 # --- all of it
 
 

@@ -194,6 +194,11 @@ def draw_figure(options: Namespace, jobs: Sequence[Job], out: Path) -> None:
     """Write <out>/figure2.png and .pdf from the predictions of the first seed."""
     first = {job.row: job for job in jobs if job.options.seed == options.seeds[0]}
     rows = [row for row in dict.fromkeys((*FIGURE, *options.only)) if row in first]
+    if not rows:
+        raise InputError(
+            f"figure2 has no row to draw: {', '.join(options.only)} waits for the step times of other rows; name these "
+            "with --only, too"
+        )
     if lacking := [row for row in rows if not (first[row].folder / runs.METRICS_JSON).exists()]:
         raise InputError(
             f"figure2 needs the predictions of {', '.join(lacking)}, and there are none in {first[lacking[0]].folder}; "
