@@ -24,7 +24,8 @@ from evaluation.colors import look, pale
 from utils.files import atomic
 
 LABEL = "label"  # name of the expert's mask in legends
-LABEL_COLOR = "#E69F00"  # all colours: Okabe & Ito's palette, told apart with every common colour vision
+# Okabe & Ito's palette, told apart with every common colour vision; those of classes come from colors.look.
+LABEL_COLOR = "#E69F00"
 PREDICTION_COLORS = ("#56B4E9", "#CC79A7", "#009E73", "#F0E442")
 CURVE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 WINDOW_PERCENTILES = (1.0, 99.5)  # of the gray values: noise floor to black, bright wall just short of white
