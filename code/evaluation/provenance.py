@@ -10,7 +10,6 @@ OUTPUT_TITLES = {  # of the methods, as a reader knows them
     "seg": "segmentation",
     "sdm": "signed distance map",
     "mean": "mean of both",
-    "prob": "probability",
     "teacher": "moving average",
 }
 OF_THE_FACTS = ("root_path", "split", "train_list", "test_list", "weights", "exp", "model_path")  # said in other words

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from evaluation.comparison import TestedRun
-from evaluation.provenance import counted, facts, options, output_name
+from evaluation.provenance import OUTPUT_TITLES, counted, facts, options, output_name
+from methods import METHODS
 
 
 def a_run(**content) -> TestedRun:
@@ -38,6 +39,10 @@ def test_facts_are_words():
     assert said["weights"] == "best_val, iteration 7" and output_name("sdm") in said["reported output"]
     assert options(a_run(options={"a": True, "b": None, "c": [1, 2]})) == {"--a": "on", "--b": "", "--c": "1 2"}
     assert [counted(n, "case") for n in (0, 1, 2)] == ["0 cases", "1 case", "2 cases"]
+
+
+def test_every_output_of_a_method_and_no_other_has_a_title():
+    assert OUTPUT_TITLES.keys() == {output for method in METHODS.values() for output in method.outputs}
 
 
 def test_scores_of_an_older_version_lack_some_facts():

@@ -88,7 +88,7 @@ function drawAgreement() {
 
 // Names of curves are for programs.
 const TERMS = { "loss/seg": "Loss: segmentation", "loss/mask": "Loss: mask of the distance map", "loss/dis": "Loss: distance map", "loss/sdm": "Loss: distance map",
-  "loss/bce": "Loss: cross-entropy", "loss/semi": "Loss: trusted voxels", step_seconds: "Seconds per step" };
+  "loss/semi": "Loss: trusted voxels", step_seconds: "Seconds per step" };
 const readable = (name) => { if (name in TERMS) return TERMS[name]; const words = name.replace("/", ": ").replaceAll("_", " "); return words[0].toUpperCase() + words.slice(1); };
 const FEW_POINTS = 40; // of a curve, which are marked, for a single one has no line
 
