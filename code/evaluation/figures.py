@@ -101,7 +101,7 @@ def case_figure(
         raise ValueError(f"image {image.shape}, masks {[found.shape for found in maps.values()]}")
     contours = _contours(maps, classes)
     figure, axes = _three_planes(np.multiply(image.shape, spacing_mm), title)
-    centre = _informative_voxel({name: found > 0.5 for name, found in maps.items()}, image.shape)
+    centre = informative_voxel({name: found > 0.5 for name, found in maps.items()}, image.shape)
     low, high = gray_window(image)
     for plane, ax in axes.items():
         step = (spacing_mm[plane.across], spacing_mm[plane.down])
@@ -229,7 +229,7 @@ def _three_planes(size_mm: Sequence[float], title: str) -> tuple[Figure, dict[Pl
     return figure, {plane: figure.add_subplot(cell, anchor="NW") for plane, cell in axes.items()}
 
 
-def _informative_voxel(masks: Mapping[str, np.ndarray], shape: Sequence[int]) -> list[int]:
+def informative_voxel(masks: Mapping[str, np.ndarray], shape: Sequence[int]) -> list[int]:
     """Index of the slice to show along each array axis."""
     shown = masks.get(LABEL, np.zeros(shape, bool))
     if not shown.any():

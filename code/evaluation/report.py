@@ -20,7 +20,7 @@ from plotly.offline import get_plotlyjs
 from dataloaders import case_files
 from evaluation.colors import look
 from evaluation.comparison import TestedRun, comparison_note, comparison_rows, group_seeds
-from evaluation.figures import GRAYS, LABEL, LABEL_COLOR, SCALE_BARS_MM, gray_window
+from evaluation.figures import GRAYS, LABEL, LABEL_COLOR, SCALE_BARS_MM, gray_window, informative_voxel
 from evaluation.metrics import summarise
 from evaluation.provenance import facts, options, output_name
 from evaluation.statistics import agreement
@@ -269,7 +269,7 @@ def _volume(case: str, runs: Sequence[TestedRun]) -> dict[str, Any]:
         "shape": list(image.shape),
         "spacing": [float(size) for size in spacing],
         "anatomical": axes_are_lps(direction),  # else no sides are named
-        "centre": _centre(label > 0),
+        "centre": informative_voxel({LABEL: label > 0}, label.shape),
         "image": pack(residual(levels)),
         "masks": [None if found is None else pack(found if classes > 1 else np.packbits(found > 0)) for found in maps],
         "surfaces": surfaces[0] if classes == 1 else [list(of_map) for of_map in zip(*surfaces, strict=True)],
@@ -282,14 +282,6 @@ def _prediction(folder: Path | None, case: str, shape: Sequence[int]) -> np.ndar
         return None
     found = np.asarray(nib.load(path).dataobj)
     return found.astype(np.uint8) if found.shape == shape else None
-
-
-def _centre(label: np.ndarray) -> list[int]:
-    """The voxel whose three planes show most of the label; the middle of the scan where there is none."""
-    if not label.any():
-        return [length // 2 for length in label.shape]
-    others = [tuple({0, 1, 2} - {axis}) for axis in range(3)]
-    return [int(label.sum(axis=axes).argmax()) for axes in others]
 
 
 def _surfaces(maps: Sequence[np.ndarray | None], number: int, spacing: Sequence[float]) -> list[dict[str, Any] | None]:
