@@ -38,13 +38,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     from runtime.device import set_determinism
 
     chosen = chosen_rows(options.full, options.only)
+    if options.json:
+        files.require_writable(options.json, "--json")
     if options.threads:
         torch.set_num_threads(options.threads)
     set_determinism(False)  # as in training: cuDNN picks its fastest kernels
     print(f"{bench_device()}, {counted(torch.get_num_threads(), 'thread')}, torch {torch.__version__}\n")
     rows = measured(chosen)
     if options.json:
-        files.write_json(options.json, {"rows": rows})
+        files.write_json(options.json, {"rows": rows}, "--json")
     return 0
 
 

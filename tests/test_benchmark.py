@@ -16,6 +16,13 @@ def test_table_and_file(monkeypatch, tmp_path, capsys):
     assert row == {"name": "a row", "target": 2.5, **measured}
 
 
+@pytest.mark.parametrize("name", ["missing/rows.json", "."])
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(monkeypatch, tmp_path, name):
+    monkeypatch.setattr(rows, "BENCHMARKS", {"a row": (2.5, lambda: pytest.fail("measured"))})
+    with pytest.raises(InputError, match=f"{tmp_path}.*--json"):
+        benchmark.main(["--json", str(tmp_path / name)])
+
+
 def test_only_picks_rows_and_refuses_unknown_ones():
     assert list(rows.chosen_rows(False, ["maps"])) == ["distance maps of a batch"]
     with pytest.raises(InputError, match="--only"):

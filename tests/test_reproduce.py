@@ -1,6 +1,8 @@
 import csv
+import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -265,6 +267,31 @@ def test_a_row_that_fails_is_reported_and_the_others_go_on(reproduce, flags, scr
     assert {name for _, name in reproduce("table2")[0]} == {"m_d_seed1337"}
 
 
+@pytest.mark.parametrize("target", ["table2", "curves --tables_only"])
+def test_a_file_in_the_place_of_out_is_refused_before_anything_is_trained(flags, scripts, tmp_path, target):
+    (tmp_path / "out").touch()
+    with pytest.raises(InputError, match=f"{tmp_path / 'out'}: .*--out"):
+        main([*target.split(), *flags])
+    assert not scripts
+
+
+@pytest.mark.parametrize(
+    ("argv", "file"), [("table2", "metrics.csv"), ("table2 --report", "report.html"), ("curves", "curves.png")]
+)
+def test_a_full_disk_asks_for_another_out(flags, scripts, monkeypatch, capsys, argv, file):
+    replace = os.replace
+
+    def full(source, target):
+        if os.path.basename(target) == file:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(InputError) as stop:
+        main([*argv.split(), *flags])
+    assert re.search(f"{file}: .*--out", f"{capsys.readouterr().err}{stop.value}")
+
+
 def test_a_run_that_another_process_works_on_is_left_to_it(reproduce, tmp_path):
     with claim(tmp_path / "model" / "v_net_seed1337") as lock:
         assert lock is not None
@@ -421,6 +448,11 @@ def test_figure_without_predictions_says_what_is_missing(flags, scripts, tmp_pat
         main(["figure2", *flags, "--tables_only"])
     with pytest.raises(InputError, match="phantom_007.nii.gz"):  # scores, but no predictions
         main(["figure2", *flags])
+
+
+def test_figure_without_any_row_is_bad_input(flags, scripts):
+    with pytest.raises(InputError, match="figure2.*--only"):
+        main(["all", *flags, "--tables_only", "--only", "v_net_equal_time"])
 
 
 # --- all of it

@@ -481,7 +481,13 @@ def test_cases_scored_in_processes_give_the_same_files(make_run, flags):
 @pytest.mark.parametrize(
     ("cores", "asked", "cases", "ranks", "workers"),
     [(8, 3, 2, 1, 2), (8, 3, 20, 1, 3), (8, None, 7, 1, 0), (8, None, 8, 1, 3), (8, None, 10, 2, 1)]
-    + [(1, None, 20, 1, 0), (2, None, 20, 1, 0), (3, None, 20, 1, 1), (100, None, 20, 1, scoring.MAX_WORKERS)],
+    + [
+        (1, None, 20, 1, 0),
+        (2, None, 20, 1, 0),
+        (3, None, 20, 1, 1),
+        (1, None, 20, 2, 0),
+        (100, None, 20, 1, scoring.MAX_WORKERS),
+    ],
 )
 def test_how_many_processes_score(monkeypatch, cores, asked, cases, ranks, workers):
     monkeypatch.setattr(scoring, "available_cores", lambda: cores)

@@ -19,7 +19,7 @@ from utils.labels import MEAN
 
 # Options that do not tell methods apart.
 OF_NO_MATTER = runs.FREE_ON_RESUME.union(runs.OF_THE_COMMAND, ("seed",)) - {"root_path"}
-SEED_IN_NAME = re.compile(r"[_-]*(seed|s)?[_-]*\d*$")
+SEED_IN_NAME = re.compile(r"([_-]*seed|(^|[_-]+)s)?[_-]*\d*$")
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,7 +24,8 @@ from evaluation.colors import look, pale
 from utils.files import atomic
 
 LABEL = "label"  # name of the expert's mask in legends
-LABEL_COLOR = "#E69F00"  # all colours: Okabe & Ito's palette, told apart with every common colour vision
+# Okabe & Ito's palette, told apart with every common colour vision; those of classes come from colors.look.
+LABEL_COLOR = "#E69F00"
 PREDICTION_COLORS = ("#56B4E9", "#CC79A7", "#009E73", "#F0E442")
 CURVE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 WINDOW_PERCENTILES = (1.0, 99.5)  # of the gray values: noise floor to black, bright wall just short of white
@@ -100,7 +101,7 @@ def case_figure(
         raise ValueError(f"image {image.shape}, masks {[found.shape for found in maps.values()]}")
     contours = _contours(maps, classes)
     figure, axes = _three_planes(np.multiply(image.shape, spacing_mm), title)
-    centre = _informative_voxel({name: found > 0.5 for name, found in maps.items()}, image.shape)
+    centre = informative_voxel({name: found > 0.5 for name, found in maps.items()}, image.shape)
     low, high = gray_window(image)
     for plane, ax in axes.items():
         step = (spacing_mm[plane.across], spacing_mm[plane.down])
@@ -189,7 +190,7 @@ def curves_figure(
         beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if many else {}
         ax.legend(frameon=False, **beside)
     path = Path(path)
-    with atomic(path) as temporary:
+    with atomic(path, "--out") as temporary:
         figure.savefig(temporary, format=path.suffix[1:], dpi=DPI)
 
 
@@ -228,7 +229,7 @@ def _three_planes(size_mm: Sequence[float], title: str) -> tuple[Figure, dict[Pl
     return figure, {plane: figure.add_subplot(cell, anchor="NW") for plane, cell in axes.items()}
 
 
-def _informative_voxel(masks: Mapping[str, np.ndarray], shape: Sequence[int]) -> list[int]:
+def informative_voxel(masks: Mapping[str, np.ndarray], shape: Sequence[int]) -> list[int]:
     """Index of the slice to show along each array axis."""
     shown = masks.get(LABEL, np.zeros(shape, bool))
     if not shown.any():

@@ -10,7 +10,6 @@ OUTPUT_TITLES = {  # of the methods, as a reader knows them
     "seg": "segmentation",
     "sdm": "signed distance map",
     "mean": "mean of both",
-    "prob": "probability",
     "teacher": "moving average",
 }
 OF_THE_FACTS = ("root_path", "split", "train_list", "test_list", "weights", "exp", "model_path")  # said in other words
@@ -25,7 +24,7 @@ def facts(run: TestedRun) -> dict[str, str]:
     """Where the scores of a run come from."""
     content = run.content
     data, commit = content.get("data", {}), content.get("commit", {})
-    official = {True: "those of the left atrium challenge", False: "own ones", None: ""}[data.get("official")]
+    official = {True: "those of the left atrium challenge", False: "your own", None: ""}[data.get("official")]
     head, post = run.kind
     trained = content.get("trained_on") or {}
     return {
@@ -34,20 +33,20 @@ def facts(run: TestedRun) -> dict[str, str]:
         "training list": _text(data.get("train_list")),
         "test list": _text(data.get("test_list")),
         "lists": official,
-        "cases of the training": ", ".join(f"{len(names)} {group}" for group, names in trained.items() if names),
+        "training cases": ", ".join(f"{len(names)} {group}" for group, names in trained.items() if names),
         "classes": ", ".join(
             f"{one['name']} ({'+'.join(map(str, one['values']))})" for one in content.get("classes", ())
         ),
         "reported output": f"{output_name(head)} (--head {head}), {FILTER_NAMES[post]}",
         "weights": f"{content['reported'].get('weights', 'last')}, iteration {content['iteration']}",
-        "time of the training": _duration(content.get("training_seconds")),
-        "machine of the training": _machine(content.get("training_machine")),
-        "peak memory of the training": _text(content.get("peak_memory_gib"), "{:.1f} GiB"),
-        "code of the training": _text(commit.get("training"), "commit {}"),
-        "time of the test": _duration(content.get("test_seconds")),
-        "machine of the test": _machine(content.get("test_machine")),
-        "code of the test": _text(commit.get("test"), "commit {}"),
-        "date of the test": _text(content.get("date")).replace("T", " "),
+        "training time": _duration(content.get("training_seconds")),
+        "training machine": _machine(content.get("training_machine")),
+        "peak training memory": _text(content.get("peak_memory_gib"), "{:.1f} GiB"),
+        "training code": _text(commit.get("training"), "commit {}"),
+        "test time": _duration(content.get("test_seconds")),
+        "test machine": _machine(content.get("test_machine")),
+        "test code": _text(commit.get("test"), "commit {}"),
+        "test date": _text(content.get("date")).replace("T", " "),
         "versions": ", ".join(f"{name} {number}" for name, number in content.get("versions", {}).items()),
     }
 

@@ -20,7 +20,7 @@ from plotly.offline import get_plotlyjs
 from dataloaders import case_files
 from evaluation.colors import look
 from evaluation.comparison import TestedRun, comparison_note, comparison_rows, group_seeds
-from evaluation.figures import GRAYS, LABEL, LABEL_COLOR, SCALE_BARS_MM, gray_window
+from evaluation.figures import GRAYS, LABEL, LABEL_COLOR, SCALE_BARS_MM, gray_window, informative_voxel
 from evaluation.metrics import summarise
 from evaluation.provenance import facts, options, output_name
 from evaluation.statistics import agreement
@@ -38,17 +38,20 @@ TRIANGLES = 6000  # of a surface at most
 POINT_MM = 0.05  # steps of a stored surface point; 16 bits reach 1.6 m
 DISTANCE_VOX = 0.01  # steps of a stored distance
 CURVE_POINTS = 400  # of a curve at most
-HIDDEN_CURVES = ("data_wait",)
+NO_CURVES = ("iteration", "data_wait")
 VOLUME_ERROR = "volume_error_ml"  # |prediction - label|, which only the page shows
 HIGH_IS_GOOD = ("dice", "jaccard")
 
 
-def write_report(path: Path, title: str, runs: Sequence[TestedRun], blocks: Sequence[str] = ()) -> None:
+def write_report(
+    path: Path, title: str, runs: Sequence[TestedRun], blocks: Sequence[str] = (), flag: str = "--model_path"
+) -> None:
     """Write the page, whole or not at all.
 
     Args:
         runs: the runs, the one that differences are taken to first.
         blocks: texts to show as they are below the summary.
+        flag: the one that says where the page goes.
     """
     cases = list(dict.fromkeys(case for run in runs for case in run.reported))
     views = _views(runs)
@@ -89,7 +92,7 @@ def write_report(path: Path, title: str, runs: Sequence[TestedRun], blocks: Sequ
     }
     pieces = page.split("{{")  # not one replacement after another: a part may hold the mark of a later one
     text = pieces[0] + "".join(parts[name] + rest for name, rest in (piece.split("}}", 1) for piece in pieces[1:]))
-    with files.atomic(path) as temporary:
+    with files.atomic(path, flag) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -221,12 +224,14 @@ def _metrics(runs: Sequence[TestedRun]) -> list[dict[str, Any]]:
     return metrics
 
 
-def _curves(folder: Path) -> dict[str, list[float | None]]:
-    """Columns of curves.csv, thinned."""
-    rows = read_curves(folder)
-    rows = rows[:: 1 + len(rows) // CURVE_POINTS]
-    names = dict.fromkeys(name for row in rows for name in row if name not in HIDDEN_CURVES)
-    return {name: [_number(row.get(name, np.nan)) for row in rows] for name in names}
+def _curves(folder: Path) -> dict[str, dict[str, list[float | None]]]:
+    """Each column of curves.csv over the iterations that have it, thinned; a value that is not finite is a gap."""
+    rows, curves = read_curves(folder), {}
+    for name in dict.fromkeys(name for row in rows for name in row if name not in NO_CURVES):
+        points = [(row["iteration"], _number(row[name])) for row in rows if name in row]  # validation has own rows
+        kept = np.linspace(0, len(points) - 1, min(len(points), CURVE_POINTS)).astype(int)  # first and last among them
+        curves[name] = {"x": [points[index][0] for index in kept], "y": [points[index][1] for index in kept]}
+    return curves
 
 
 def _cases(runs: Sequence[TestedRun], cases: Sequence[str]) -> list[dict[str, Any]]:
@@ -264,7 +269,7 @@ def _volume(case: str, runs: Sequence[TestedRun]) -> dict[str, Any]:
         "shape": list(image.shape),
         "spacing": [float(size) for size in spacing],
         "anatomical": axes_are_lps(direction),  # else no sides are named
-        "centre": _centre(label > 0),
+        "centre": informative_voxel({LABEL: label > 0}, label.shape),
         "image": pack(residual(levels)),
         "masks": [None if found is None else pack(found if classes > 1 else np.packbits(found > 0)) for found in maps],
         "surfaces": surfaces[0] if classes == 1 else [list(of_map) for of_map in zip(*surfaces, strict=True)],
@@ -277,14 +282,6 @@ def _prediction(folder: Path | None, case: str, shape: Sequence[int]) -> np.ndar
         return None
     found = np.asarray(nib.load(path).dataobj)
     return found.astype(np.uint8) if found.shape == shape else None
-
-
-def _centre(label: np.ndarray) -> list[int]:
-    """The voxel whose three planes show most of the label; the middle of the scan where there is none."""
-    if not label.any():
-        return [length // 2 for length in label.shape]
-    others = [tuple({0, 1, 2} - {axis}) for axis in range(3)]
-    return [int(label.sum(axis=axes).argmax()) for axes in others]
 
 
 def _surfaces(maps: Sequence[np.ndarray | None], number: int, spacing: Sequence[float]) -> list[dict[str, Any] | None]:

@@ -90,15 +90,10 @@ def case_table(
     return text_table(["case", *columns.values()], rows)
 
 
-def summary_rows(scores: Sequence[Score]) -> list[list[str]]:
+def summary_table(scores: Sequence[Score]) -> str:
     """mean ± sd of every output, with and without the largest-component filter."""
-    rows = []
+    rows, columns = [], columns_of(scores)
     for head, post in dict.fromkeys((score["head"], score["post"]) for score in scores):
         summary = summarise(pick(scores, head, post))
-        rows.append([head, FILTER_NAMES[post], *(mean_sd(metric, summary[metric]) for metric in columns_of(scores))])
-    return rows
-
-
-def summary_table(scores: Sequence[Score]) -> str:
-    """The same as text."""
-    return text_table(["output", "filter", *columns_of(scores).values()], summary_rows(scores))
+        rows.append([head, FILTER_NAMES[post], *(mean_sd(metric, summary[metric]) for metric in columns)])
+    return text_table(["output", "filter", *columns.values()], rows)

@@ -44,14 +44,10 @@ class OpenVINOMethod(nn.Module):
 
     def __init__(self, method: Method, amp: str):
         super().__init__()
-        self.method, self.outputs, self.amp = method.eval(), method.outputs, amp
+        self.method, self.amp = method.eval(), amp
+        self.outputs, self.exclusive = method.outputs, method.exclusive
         self._models: dict[tuple, tuple[Any, Any]] = {}  # by call and size: a model for any batch, names of its outputs
         self._compiled: dict[tuple, Any] = {}  # by the same and the batch; a model for any is slower
-
-    @property
-    def exclusive(self) -> bool:
-        """As `Method.exclusive`."""
-        return self.method.exclusive
 
     def predict(self, image: Tensor, outputs: Iterable[str] | None = None) -> dict[str, Tensor]:
         """As `Method.predict`."""

@@ -24,8 +24,6 @@ PROB, SDM = "prob", "sdm"
 class Predictor(nn.Module):
     """Probability, and, where asked for, signed distance of patches: the mean over in-plane symmetries of the patch."""
 
-    outputs = (PROB, SDM)
-
     def __init__(self, method: Method, head: str, maps: Sequence[str] = (PROB,), tta: str = "none"):
         super().__init__()
         self.method, self.head, self.outputs = method, head, tuple(maps)

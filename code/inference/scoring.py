@@ -88,7 +88,7 @@ def score_workers(options: Namespace, cases: int, ranks: Ranks = ALONE) -> int:
     if options.score_workers is not None:
         return min(options.score_workers, cases)
     others = available_cores() // ranks.local_size - 1
-    return 0 if cases < FEW_CASES else min(others // 2, MAX_WORKERS)
+    return 0 if cases < FEW_CASES else max(0, min(others // 2, MAX_WORKERS))
 
 
 def valid_cases(options: Namespace, state: dict[str, Any]) -> list[str]:

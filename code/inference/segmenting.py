@@ -185,7 +185,10 @@ def announce(plan: Plan) -> None:
         print(f"  warning: {warning}")
     free = available_memory()
     if volumes > free:
-        raise InputError(f"the volumes need about {in_units(volumes)}, {in_units(free)} are free; {SMALLER_BOX}")
+        raise InputError(
+            f"the volumes need about {in_units(volumes)}, {in_units(free)} are free; give a smaller --roi, or use a "
+            "machine with more memory"
+        )
 
 
 def touches_border(mask: np.ndarray) -> bool:

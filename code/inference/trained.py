@@ -1,7 +1,6 @@
 """A checkpoint as a method that predicts."""
 
 from argparse import Namespace
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,12 @@ def reported_output(method: Method, options: Namespace) -> str:
 
 def trained_method(options: Namespace, state: dict[str, Any], path: Path) -> Method:
     """The method of a run with the weights of its checkpoint `state`, which was read from `path`."""
-    method = method_of(options.method, METHODS, options.exp).of_run(state["options"])
+    if options.method not in METHODS:  # it may have been somebody's own
+        raise InputError(
+            f"run {options.exp} is of method {options.method}, which is not among METHODS: {', '.join(METHODS)}; "
+            "see --exp"
+        )
+    method = METHODS[options.method].of_run(state["options"])
     load_networks(method, state, path)
     return method
 
@@ -33,10 +37,3 @@ def load_networks(method: Method, state: dict[str, Any], path: Path) -> None:
         was = {key: state["options"].get(key) for key in ("method", "network", "n_filters", "norm", "num_classes")}
         raise InputError(f"{path} does not fit the networks of this run: it was trained with {was}") from None
     method.trained_iterations = state["iteration"]
-
-
-def method_of(name: str, methods: Mapping[str, type[Method]], exp: str) -> type[Method]:
-    """The class of a stored run's method, which may have been somebody's own."""
-    if name not in methods:
-        raise InputError(f"run {exp} is of method {name}, which is not among METHODS: {', '.join(methods)}; see --exp")
-    return methods[name]

@@ -35,11 +35,10 @@ def paper_block(scores: Sequence[dict[str, Any]], options: Namespace, state: dic
 
 def printed_table(row: PrintedRow) -> str:
     """The paper's metrics, headed so that nobody takes them for ours."""
-    metrics = (row.dice_percent, row.jaccard_percent, row.asd_vox, row.hd95_vox)
     label = f"{row.name}, {row.labeled} labeled + {row.unlabeled} unlabeled"
     return text_table(
         ["as printed", *(heading for heading, _, _ in METRIC_COLUMNS.values())],
-        [[label, *(f"{x:.2f}" for x in metrics)]],
+        [[label, *(f"{x:.2f}" for x in row.metrics())]],
     )
 
 

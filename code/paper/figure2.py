@@ -102,7 +102,7 @@ def write_figure(cases: Sequence[Case], path: Path) -> list[Path]:
     written = [path.with_suffix(".png"), path.with_suffix(".pdf")]
     for file in written:
         extra = {"metadata": {"CreationDate": None}} if file.suffix == ".pdf" else {}
-        with rc_context({"pdf.fonttype": 42}), atomic(file) as temporary:  # fonts that journals accept
+        with rc_context({"pdf.fonttype": 42}), atomic(file, "--out") as temporary:  # fonts that journals accept
             figure.savefig(temporary, format=file.suffix[1:], dpi=PRINT_DPI, **extra)
     return written
 

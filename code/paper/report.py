@@ -32,8 +32,8 @@ def write_tables_report(jobs: Sequence[Job], tables: Sequence[str], out: Path, o
         TestedRun(name, scores_of(job), job.results, folder, at_hand, of)
         for name, job, folder in zip(names, rows, masks, strict=True)
     ]
-    title = "Tables of the DTML paper, reproduced"
-    write_report(out / runs.REPORT, title, tested, blocks=[table.partition("\n\nwritten: ")[0] for table in tables])
+    title, blocks = "Tables of the DTML paper, reproduced", [table.partition("\n\nwritten: ")[0] for table in tables]
+    write_report(out / runs.REPORT, title, tested, blocks, "--out")
     return out / runs.REPORT
 
 

@@ -39,6 +39,10 @@ def reproduce(options: Namespace, handed_on: Sequence[str]) -> None:
     jobs, waiting = plan(systems, options, handed_on)
     then = f"; then {', '.join(system.key for system in waiting)}" if waiting else ""
     print(f"{options.target}: {what_is_left(jobs, names=True)}{then}", flush=True)
+    out = repository_path(options.out)
+    if options.target != "paired":
+        with files.writing(out, "--out"):
+            out.mkdir(parents=True, exist_ok=True)
     trains = not options.tables_only and options.target != "paired"
     failed = [job.name for job in jobs if not carry_out(job, jobs)] if trains else []
     if waiting and trains:
@@ -49,7 +53,6 @@ def reproduce(options: Namespace, handed_on: Sequence[str]) -> None:
         failed += [
             f"{system.key} (waits for the step times of {' and '.join(system.equal_time)})" for system in waiting
         ]
-    out = repository_path(options.out)
     name = options.class_name or MEAN
     done = {
         key: [of_class(scores, name) for job in jobs if job.row == key and (scores := scores_of(job))]
@@ -160,9 +163,10 @@ def run_script_of(command: Sequence[str], lock: int) -> None:
 
 def keep(job: Job) -> None:
     """Copy what a table and a reader need from the run folder; the scores last, for they say that all is there."""
-    job.results.mkdir(parents=True, exist_ok=True)
+    with files.writing(job.results, "--out"):
+        job.results.mkdir(parents=True, exist_ok=True)
     for name in RESULT_FILES:
-        with files.atomic(job.results / name) as temporary:
+        with files.atomic(job.results / name, "--out") as temporary:
             shutil.copyfile(job.folder / name, temporary)
 
 
@@ -190,6 +194,11 @@ def draw_figure(options: Namespace, jobs: Sequence[Job], out: Path) -> None:
     """Write <out>/figure2.png and .pdf from the predictions of the first seed."""
     first = {job.row: job for job in jobs if job.options.seed == options.seeds[0]}
     rows = [row for row in dict.fromkeys((*FIGURE, *options.only)) if row in first]
+    if not rows:
+        raise InputError(
+            f"figure2 has no row to draw: {', '.join(options.only)} waits for the step times of other rows; name these "
+            "with --only, too"
+        )
     if lacking := [row for row in rows if not (first[row].folder / runs.METRICS_JSON).exists()]:
         raise InputError(
             f"figure2 needs the predictions of {', '.join(lacking)}, and there are none in {first[lacking[0]].folder}; "

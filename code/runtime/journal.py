@@ -94,9 +94,6 @@ class Silence:
     def write_curves(self) -> None:
         """Writes nothing."""
 
-    def close(self) -> None:
-        """Nothing is open."""
-
 
 def read_curves(folder: Path) -> list[CurveRow]:
     """Rows of curves.csv; empty where there is none."""

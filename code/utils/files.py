@@ -76,6 +76,13 @@ def atomic(path: Path, flag: str = "--model_path") -> Iterator[Path]:
                 temporary.unlink()
 
 
+def require_writable(path: Path, flag: str) -> None:
+    """Refuse a file that cannot be written before the work whose result it is to hold."""
+    with writing(path, flag), tempfile.TemporaryFile(dir=path.parent):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+
+
 def write_json(path: Path, content: Any, flag: str = "--model_path") -> None:
     """Strict JSON, whole or not at all; NaN and infinity are a ValueError."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"

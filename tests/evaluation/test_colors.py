@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from evaluation.colors import METHOD_COLORS, look
+from evaluation.colors import COLORS, look
 from evaluation.figures import LABEL_COLOR
 from paper.systems import SYSTEMS
 
@@ -25,16 +25,16 @@ def seen(colors: list[str], eye: str) -> np.ndarray:
 
 @pytest.mark.parametrize("eye", EYES)
 def test_every_row_of_the_paper_and_the_label_are_told_apart(eye):
-    lab = seen([LABEL_COLOR, *METHOD_COLORS], eye)
+    lab = seen([LABEL_COLOR, *COLORS], eye)
     apart = deltaE_ciede2000(lab[:, None], lab[None]) + 100 * np.eye(len(lab))
-    assert len(METHOD_COLORS) >= len(SYSTEMS) and apart.min() > 11
+    assert len(COLORS) >= len(SYSTEMS) and apart.min() > 11
 
 
 def test_colours_are_seen_on_paper_and_are_no_gray_of_a_scan():
-    lightness, a, b = seen(list(METHOD_COLORS), "normal").T
+    lightness, a, b = seen(list(COLORS), "normal").T
     assert lightness.min() > 35 and lightness.max() < 82 and np.hypot(a, b).min() > 35
 
 
 def test_looks_never_repeat_in_a_report_of_any_size_in_use():
-    looks = [tuple(look(index).values()) for index in range(3 * len(METHOD_COLORS) // 2)]
+    looks = [tuple(look(index).values()) for index in range(3 * len(COLORS) // 2)]
     assert len(set(looks)) == len(looks)

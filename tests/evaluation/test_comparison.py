@@ -41,6 +41,15 @@ def test_runs_that_differ_in_nothing_but_their_seed_are_one_method(tested):
     assert len(group_seeds([runs[0], other_data])) == 2
 
 
+@pytest.mark.parametrize(
+    ("names", "common"),
+    [("v_seed1337 v_seed1338", "v"), ("v-s1 v-s2", "v"), ("vseed1 vseed2", "v"), ("v8_1 v8_2", "v8"), ("v_1 v_2", "v")]
+    + [("thesis1 thesis2", "thesis"), ("pass_1 pass_2", "pass"), ("runs-1 runs-2", "runs"), ("s1 s2", "s1")],
+)
+def test_the_name_of_several_seeds_loses_the_seed_and_no_letter_of_a_word(tested, names, common):
+    assert group_name([tested(name, DICE[0], seed) for seed, name in enumerate(names.split())]) == common
+
+
 def test_seeds_and_cases_are_both_random(tested):
     first = [tested(f"v{seed}", DICE[seed], seed) for seed in (0, 1)]
     second = [tested(f"d{seed}", DICE[seed + 2], seed, ("--dropout", "0.25")) for seed in (0, 1)]

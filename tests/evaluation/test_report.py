@@ -17,8 +17,9 @@ import pytest
 from dataloaders import case_files
 from evaluation.comparison import TestedRun, comparison_rows
 from evaluation.metrics import class_mean, evaluate
-from evaluation.report import GRAYS, pack, write_report
+from evaluation.report import CURVE_POINTS, GRAYS, pack, write_report
 from runtime import runs
+from runtime.journal import Journal
 from utils.labels import MEAN
 from utils.nifti import write_nifti
 
@@ -26,6 +27,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 FLAGS = "--headless=new --no-sandbox --disable-gpu --enable-unsafe-swiftshader --use-angle=swiftshader "
 FLAGS += "--disable-background-networking --no-first-run --window-size=1400,1000"
 VISIT = Path(__file__).with_name("visit.js")  # what a visitor does
+CURVES = "iteration,loss/seg,validation/dice\n10,0.5,\n20,nan,\n20,,0.7\n30,0.1,\n40,0.1,\n40,,0.8\n"
 
 
 def make_run(name: str, root, folder, cases, shift: int, classes=()) -> TestedRun:
@@ -47,7 +49,7 @@ def make_run(name: str, root, folder, cases, shift: int, classes=()) -> TestedRu
         for values in scores:
             values = {key: None if value != value else value for key, value in values.items()}  # NaN is null
             rows.append({"case": case, "head": "seg", "post": "none", **values})
-    (folder / runs.CURVES).write_text("iteration,loss/seg\n10,0.5\n20,\n30,0.1\n")
+    (folder / runs.CURVES).write_text(CURVES)
     reported = {"head": "seg", "post": "none"}
     scores = {"reported": reported, "iteration": 30, "options": {"preset": "cpu"}, "cases": rows}
     scores |= (
@@ -138,8 +140,27 @@ def test_surface_distance_of_a_shifted_label(page):
     assert -2.6 < distance.min() < -0.8 and 0.8 < distance.max() < 2.6
 
 
-def test_curves_keep_their_gaps(page):
-    assert carried(page[0])["runs"][0]["curves"] == {"iteration": [10, 20, 30], "loss/seg": [0.5, None, 0.1]}
+def test_curves_have_their_own_iterations_and_a_gap_where_a_value_is_not_finite(page):
+    assert carried(page[0])["runs"][0]["curves"] == {
+        "loss/seg": {"x": [10, 20, 30, 40], "y": [0.5, None, 0.1, 0.1]},
+        "validation/dice": {"x": [20, 40], "y": [0.7, 0.8]},
+    }
+
+
+def test_a_long_curve_is_thinned_from_end_to_end_and_a_short_one_beside_it_is_not(page):
+    path, _, systems = page
+    journal = Journal(systems[0].folder)
+    for iteration in range(10, 6001, 10):
+        journal.scalars(iteration, {"loss/seg": 1 / iteration, "data_wait": 0.0})
+        if iteration % 1000 == 0:
+            journal.scalars(iteration, {"validation/dice": iteration / 6000})
+    journal.close()
+    write_report(path, "t", systems[:1])
+    curves = carried(path)["runs"][0]["curves"]
+    loss, dice = curves.pop("loss/seg"), curves.pop("validation/dice")
+    assert not curves and dice["x"] == [1000, 2000, 3000, 4000, 5000, 6000] and dice["y"][-1] == 1
+    assert len(set(loss["x"])) == CURVE_POINTS and (loss["x"][0], loss["x"][-1]) == (10, 6000)
+    assert loss["y"] == [1 / iteration for iteration in loss["x"]]
 
 
 def test_names_are_escaped_and_the_papers_metrics_stand_apart(page):
@@ -260,6 +281,8 @@ def test_a_browser_shows_it(page, phantom, tmp_path):
     # surfaces turn, both as one, while they are seen and until somebody drags
     assert result["turned"] > 0.2 and result["together"] and result["again"] > 0.2
     assert result["unseen"] == 0 and result["dragged"] == 0
+    # three losses, one beyond a gap, and two validations of each run
+    assert result["curves"] == [{"points": 6, "lines": 2}, {"points": 4, "lines": 2}]
     assert result["followed"] == {"x": 0, "y": 2, "z": 0}
     assert [len(set(shown)) for shown in result["colors"]] == [1, 1] and result["colors"][0][0] != result["colors"][1][
         0

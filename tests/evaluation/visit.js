@@ -58,6 +58,8 @@ async function visit() {
   await Plotly.relayout("surfaces", { "scene.camera": { eye: { x: 0, y: 2, z: 0 } } }); await wait(200);
   result.followed = eyes()[1];
   result.colors = [0, 1].map(colors);
+  result.curves = [...byName("curves").children].map((plot) => ({ points: plot.querySelectorAll(".point").length,
+    lines: [...plot.querySelectorAll(".js-line")].filter((line) => line.getTotalLength() > 0).length }));
   result.classes = {};
   set("slice-2", view.masks[0].indexOf(2) % view.shape[2], "input"); // where there are two classes, a slice with the second
   for (const name of report.classes.length ? Object.keys(report.views) : []) {

@@ -147,6 +147,8 @@ def test_figure_is_written_as_png_and_pdf_and_is_repeatable(cases, tmp_path, mon
     assert orange.sum() > 100 and blue.sum() > 30
     again = [file.read_bytes() for file in write_figure(cases, tmp_path / "figure2")]
     assert again == first
+    with pytest.raises(InputError, match="--out"):
+        write_figure(cases, tmp_path / "missing" / "figure2")
 
 
 @pytest.mark.slow

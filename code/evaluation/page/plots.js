@@ -88,17 +88,18 @@ function drawAgreement() {
 
 // Names of curves are for programs.
 const TERMS = { "loss/seg": "Loss: segmentation", "loss/mask": "Loss: mask of the distance map", "loss/dis": "Loss: distance map", "loss/sdm": "Loss: distance map",
-  "loss/bce": "Loss: cross-entropy", "loss/semi": "Loss: trusted voxels", step_seconds: "Seconds per step" };
+  "loss/semi": "Loss: trusted voxels", step_seconds: "Seconds per step" };
 const readable = (name) => { if (name in TERMS) return TERMS[name]; const words = name.replace("/", ": ").replaceAll("_", " "); return words[0].toUpperCase() + words.slice(1); };
+const FEW_POINTS = 40; // of a curve, which are marked, for a single one has no line
 
 function drawCurves() {
-  const names = [...new Set(report.runs.flatMap((run) => Object.keys(run.curves)))].filter((name) => name !== "iteration");
+  const names = [...new Set(report.runs.flatMap((run) => Object.keys(run.curves)))];
   byId("training").hidden = !names.length;
   if (several) byId("curve-legend").innerHTML = report.runs.map((run) => `<span>${swatch(run)} ${safe(run.name)}</span>`).join("");
   const places = rooms("curves", names.length);
   for (const [number, name] of names.entries()) {
-    const traces = report.runs.filter((run) => run.curves[name]).map((run) => ({ type: "scatter", mode: "lines", name: safe(run.name),
-      line: { color: run.color, dash: run.dash, width: 1.5 }, x: run.curves.iteration, y: run.curves[name] }));
+    const traces = report.runs.filter((run) => run.curves[name]).map((run) => ({ type: "scatter", name: safe(run.name), ...run.curves[name],
+      mode: run.curves[name].y.length < FEW_POINTS ? "lines+markers" : "lines", line: { color: run.color, dash: run.dash, width: 1.5 } }));
     const log = name.startsWith("loss/") && traces.every((trace) => trace.y.every((v) => v === null || v > 0));
     plot(places[number], traces, { title: titled(safe(readable(name))), height: 280, margin: { l: 60, r: 10, t: 40, b: 45 },
       showlegend: false, xaxis: { title: { text: "iteration" } }, yaxis: { type: log ? "log" : "linear", exponentformat: "power", automargin: true } });
