@@ -17,6 +17,7 @@ import train
 from dataloaders import case_files
 from dataloaders.case_files import read_list
 from inference.scoring import write_prediction
+from options.presets import PRESETS
 from runtime import runs
 from scans.files import Scan, find_scans, read_scan
 from scans.preprocess import Preprocessing
@@ -363,7 +364,9 @@ def test_it_says_what_it_found_and_what_to_run(command, tmp_path, capsys):
 def test_all_labels_are_used_by_default(command, tmp_path, capsys):
     prepare_scans.main(command())
     root = ["--root_path", str(tmp_path / "out")]
-    assert [train.parse_options([*root, *more]).labelnum for more in ([], ["--labelnum", "2"])] == [3, 2]
+    for flags, number in (("", 3), ("--labelnum 2", 2), ("--preset cpu", 3), ("--preset cpu --labelnum 2", 2)):
+        assert train.parse_options([*root, *flags.split()]).labelnum == number
+    assert train.parse_options([*root, "--preset", "demo"]).labelnum == PRESETS["demo"]["labelnum"]
     assert check_data.main(root) == 0
     manifest = tmp_path / "out" / case_files.MANIFEST
     manifest.write_text(manifest.read_text().replace("prepare_scans", "prepare_LA"))  # whose lists label all cases
