@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import h5py
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 
 from check_data import main
-from dataloaders.case_files import IMAGE_KEY, LABEL_KEY, case_path, class_attributes
+from dataloaders.case_files import IMAGE_KEY, LABEL_KEY, MANIFEST, case_path, class_attributes
 from utils.labels import LabelClass
 
 TRAIN, TEST = ["a", "b", "c"], ["d", "e"]
@@ -130,6 +131,16 @@ def test_all_faults_at_once(root, capsys):
     assert len(faults) == 8
     assert "8 faults found" in output
     assert "valid cases      1" in output  # b
+
+
+def test_all_faults_at_once_in_a_prepared_folder(root, capsys):
+    labels = {case: {"label": {"file": case}} for case in TRAIN}
+    (root / MANIFEST).write_text(json.dumps({"settings": {"script": "prepare_scans"}, "cases": labels}))
+    write_lists(root, train=["a", "b", "b", "c"])
+    rewrite(root, "c", LABEL_KEY, None)
+    assert main(["--root_path", str(root)]) == 1
+    faults = [line for line in capsys.readouterr().out.splitlines() if line.startswith("fault: ")]
+    assert len(faults) == 2 and "b 2 times" in faults[0] and "'label'" in faults[1]
 
 
 @pytest.mark.parametrize("labelnum", ["0", "-1", "4"])

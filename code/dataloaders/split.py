@@ -53,7 +53,8 @@ def labels_there(options: Namespace) -> int | None:
         own = manifest["settings"]["script"] == "prepare_scans"
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return len(labeled.intersection(read_list(list_paths(options)[0], "--train_list"))) or None if own else None
+    train, _ = scan_list(list_paths(options)[0], "--train_list")  # its faults are told where the list is used
+    return len(labeled.intersection(train)) or None if own else None
 
 
 def cases_to_test(options: Namespace) -> list[str]:
