@@ -149,7 +149,7 @@ def class_faults(root: Path, cases: list[str], num_classes: int | None) -> Itera
     classes = [read_classes(root, case) for case in labeled]
     if other := next((case for case, own in zip(labeled, classes, strict=True) if own != classes[0]), None):
         yield (
-            f"cases {labeled[0]} and {other} have other classes; prepare all of them with the same --classes of "
+            f"cases {labeled[0]} and {other} have different classes; prepare all of them with the same --classes of "
             "prepare_scans.py"
         )
     if labeled and (fault := contradiction(num_classes, case_path(root, labeled[0]), classes[0])):

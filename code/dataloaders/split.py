@@ -94,7 +94,7 @@ def _refuse_overlap(train: list[str], train_path: Path, test: list[str], test_pa
     tested = set(test)
     if both := [case for case in train if case in tested]:
         raise InputError(
-            f"{counted(len(both), 'case')}, {both[0]} the first, in {train_path} and in {test_path}; "
+            f"{train_path} and {test_path} share {counted(len(both), 'case')}, {both[0]} the first; "
             "take them out of one, or name other lists with --train_list and --test_list"
         )
 

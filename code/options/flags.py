@@ -349,8 +349,8 @@ def add_preset_options(parser: ArgumentParser) -> None:
         "--preset",
         choices=tuple(PRESETS),
         default="paper",
-        help="named settings: of the paper; for real scans without a GPU; for the phantom, in minutes. Flags that are "
-        "given win",
+        help="named settings: of the paper; cpu, for real scans without a GPU; hippocampus, for small ones, in "
+        "minutes; demo, for the phantom, in minutes. Flags that are given win",
     )
     add_compat_option(parser)
 
