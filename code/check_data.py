@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dataloaders.case_files import (
+    case_path,
     find_faults,
     has_label,
     read_classes,
@@ -20,13 +21,15 @@ from dataloaders.case_files import (
     same_scans,
     scan_list,
 )
+from dataloaders.classes import contradiction
 from dataloaders.patch import training_command
 from dataloaders.split import labels_there
-from options.flags import add_path_options, list_paths
+from options.flags import add_classes_option, add_path_options, list_paths
 from options.parser import Parser
 from options.types import PathHere
 from utils.errors import run_script
 from utils.files import repository_path, shown
+from utils.labels import numbered_classes
 from utils.words import counted
 
 
@@ -43,6 +46,7 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--labeled_list", action=PathHere, help="file of the cases that need one, instead of the first --labelnum"
     )
+    add_classes_option(parser)
     options = parser.parse_args(argv)
     if options.labelnum is None:
         options.labelnum = labels_there(options) or 16
@@ -61,31 +65,32 @@ def main(argv: list[str] | None = None) -> int:
     cases = list(dict.fromkeys(train + test))
     valid = []
     for case in tqdm(cases, desc="cases", disable=None):  # None: a bar on a terminal only
-        found = find_faults(root, case, expect_label=case in labeled)
+        found = find_faults(root, case, case in labeled, options.num_classes)
         faults += found
         valid += [] if found else [case]
     faults += [
         f"cases {one} and {other} are one scan; take one out of --train_list or of --test_list"
         for one, other in same_scans(root, cases)
     ]
-    faults += class_faults(root, valid)
+    faults += class_faults(root, valid, options.num_classes)
     faults = list(dict.fromkeys(faults))  # one missing folder is one fault, not one per case
     print(f"{root}: {counted(len(train), 'training case')}, {counted(len(test), 'test case')}")
-    for line in [*summarize(root, valid), *(f"fault: {fault}" for fault in faults)]:
+    for line in [*summarize(root, valid, options.num_classes), *(f"fault: {fault}" for fault in faults)]:
         print(line)
     if faults:
         print(f"{counted(len(faults), 'fault')} found")
         return 1
     own = len(labeled - set(test))
     shapes = [read_shape(root, case) for case in train]
-    print(f"no faults found; next: {training_command(root, shapes, own, len(train) > own)}{list_flags(options)}")
+    print(f"no faults found; next: {training_command(root, shapes, own, len(train) > own)}{further_flags(options)}")
     return 0
 
 
-def list_flags(options: argparse.Namespace) -> str:
-    """The flags that named other lists than those of the folder."""
+def further_flags(options: argparse.Namespace) -> str:
+    """The flags that named classes, or other lists than those of the folder."""
     paths = {name: getattr(options, name) for name in ("train_list", "test_list", "labeled_list")}
     flags = [f" --{name} {shown(repository_path(path))}" for name, path in paths.items() if path]
+    flags += [f" --num_classes {options.num_classes}"] if options.num_classes else []
     return "".join([*flags, "" if options.split == "official" else f" --split {options.split}"])
 
 
@@ -115,7 +120,7 @@ def split_faults(train: list[str], test: list[str]) -> Iterator[str]:
         )
 
 
-def summarize(root: Path, cases: list[str]) -> Iterator[str]:
+def summarize(root: Path, cases: list[str], num_classes: int | None) -> Iterator[str]:
     """Lines about valid cases: their number, range of shapes, voxel sizes, share of labeled voxels."""
     yield f"valid cases      {len(cases)}"
     if not cases:
@@ -125,7 +130,8 @@ def summarize(root: Path, cases: list[str]) -> Iterator[str]:
     spacings = sorted({read_spacing(root, case) for case in cases})
     yield "spacing          " + "; ".join(" x ".join(f"{mm:g}" for mm in s) for s in spacings) + " mm"
     labeled = [case for case in cases if has_label(root, case)]
-    classes = max((read_classes(root, case) for case in labeled), key=len, default=())
+    recorded = max((read_classes(root, case) for case in labeled), key=len, default=())
+    classes = recorded if num_classes in (None, len(recorded)) else numbered_classes(num_classes)
     counts = [np.bincount(read_label(root, case, len(classes)).ravel(), minlength=len(classes) + 1) for case in labeled]
     if counts:
         shares = 100 * np.array([voxels[1:] / voxels.sum() for voxels in counts])  # (cases, C)
@@ -137,15 +143,17 @@ def summarize(root: Path, cases: list[str]) -> Iterator[str]:
         yield f"class {one.name}: {sizes}({counted(len(there), 'case')})"
 
 
-def class_faults(root: Path, cases: list[str]) -> Iterator[str]:
-    """A labeled case whose classes are not those of the first."""
+def class_faults(root: Path, cases: list[str], num_classes: int | None) -> Iterator[str]:
+    """A labeled case whose classes are not those of the first, and a --num_classes that contradicts the first."""
     labeled = [case for case in cases if has_label(root, case)]
     classes = [read_classes(root, case) for case in labeled]
     if other := next((case for case, own in zip(labeled, classes, strict=True) if own != classes[0]), None):
         yield (
-            f"cases {labeled[0]} and {other} have other classes; prepare all of them with the same --classes of "
+            f"cases {labeled[0]} and {other} have different classes; prepare all of them with the same --classes of "
             "prepare_scans.py"
         )
+    if labeled and (fault := contradiction(num_classes, case_path(root, labeled[0]), classes[0])):
+        yield fault
 
 
 if __name__ == "__main__":

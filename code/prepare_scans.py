@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from dataloaders.case_files import DEST, is_name, read_list, write_list
+from dataloaders.case_files import DEST, is_name, read_list, scan_list, write_list
 from dataloaders.patch import cpu_preset, training_command
 from options.flags import LISTS
 from options.parser import Parser
@@ -136,14 +136,15 @@ def main(argv: list[str] | None = None) -> int:
     elif options.folds:
         raise InputError(f"--folds {options.folds} divides labeled scans, and no scan has a label; give --labels")
 
-    def write_lists(outcome: Outcome) -> None:
+    def write_lists(outcome: Outcome) -> dict[str, list[str]]:
         lists = draw_lists(outcome.labeled, outcome.unlabeled, parts, options)
         for name, cases in lists.items():
             if outcome.changed or not (dest / name).exists():
                 write_list(dest / name, cases)
-        for path in {*dest.glob("fold*.list"), *(dest / name for name in LISTS)}:
-            if path.name not in lists:  # of an earlier split
-                path.unlink(missing_ok=True)
+        for name in outcome.lists.keys() - lists.keys():  # of an earlier split, unless a user has edited it
+            if scan_list(dest / name, DEST)[0] == outcome.lists[name]:
+                (dest / name).unlink()
+        return lists
 
     outcome = prepare_folder(dest, sources, recipe, options.overwrite, write_lists, split)
     for line in [*report(dest, outcome), *remarks(dest, outcome, recipe, names)]:

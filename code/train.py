@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from options.methods import FLAGS
 from options.parser import Parser
 from options.parsing import parse_training, refuse_recomputing
+from options.presets import PRESETS
 from options.types import PathHere
 from utils.errors import run_script
 from utils.files import repository_path
@@ -60,7 +61,7 @@ def parse_options(argv: Sequence[str] | None = None, method: str | None = None) 
     from dataloaders.split import labels_there
     from runtime import runs  # PyTorch
 
-    if options.preset == "paper" and "labelnum" not in given:
+    if "labelnum" not in given and "labelnum" not in PRESETS[options.preset]:
         options.labelnum = labels_there(options) or options.labelnum
     options.exp = options.exp or runs.default_exp(options)
     stored = runs.stored_options(options)

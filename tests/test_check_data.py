@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import h5py
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 
 from check_data import main
-from dataloaders.case_files import IMAGE_KEY, LABEL_KEY, case_path, class_attributes
+from dataloaders.case_files import IMAGE_KEY, LABEL_KEY, MANIFEST, case_path, class_attributes
 from utils.labels import LabelClass
 
 TRAIN, TEST = ["a", "b", "c"], ["d", "e"]
@@ -83,6 +84,27 @@ def test_all_cases_have_the_same_classes(root, capsys):
     assert status == 1 and len(faults) == 1 and "--classes" in faults[0] and " d " in faults[0]
 
 
+def test_classes_that_no_case_records_are_numbered_by_a_flag(root, capsys):
+    for case in TRAIN + TEST:
+        label = np.zeros((4, 5 + (TRAIN + TEST).index(case), 6), np.uint8)
+        label[0], label[1:3] = 1, 2
+        rewrite(root, case, LABEL_KEY, label)
+    status, faults, _ = check(capsys, root)
+    assert status == 1 and all("--num_classes 2" in fault for fault in faults)
+    status, faults, output = check(capsys, root, "--num_classes", "2")
+    assert (status, faults) == (0, []) and "--num_classes 2" in output.splitlines()[-1]
+    sizes = [line for line in output.splitlines() if line.startswith("class ")]
+    assert len(sizes) == 2 and "50.0-50.0 % of a volume (5 cases)" in sizes[1]
+
+
+@pytest.mark.parametrize("number", ["1", "3"])
+def test_another_number_of_classes_than_recorded_is_a_fault(root, capsys, number):
+    for case in TRAIN + TEST:
+        with_classes(root, case, ("rim", "core"))
+    status, faults, _ = check(capsys, root, "--num_classes", number)
+    assert status == 1 and len(faults) == 1 and f"--num_classes {number}" in faults[0] and "rim, core" in faults[0]
+
+
 def test_only_unlabeled_cases_may_lack_a_label(root, capsys):
     rewrite(root, "c", LABEL_KEY, None)
     status, _, output = check(capsys, root)
@@ -109,6 +131,16 @@ def test_all_faults_at_once(root, capsys):
     assert len(faults) == 8
     assert "8 faults found" in output
     assert "valid cases      1" in output  # b
+
+
+def test_all_faults_at_once_in_a_prepared_folder(root, capsys):
+    labels = {case: {"label": {"file": case}} for case in TRAIN}
+    (root / MANIFEST).write_text(json.dumps({"settings": {"script": "prepare_scans"}, "cases": labels}))
+    write_lists(root, train=["a", "b", "b", "c"])
+    rewrite(root, "c", LABEL_KEY, None)
+    assert main(["--root_path", str(root)]) == 1
+    faults = [line for line in capsys.readouterr().out.splitlines() if line.startswith("fault: ")]
+    assert len(faults) == 2 and "b 2 times" in faults[0] and "'label'" in faults[1]
 
 
 @pytest.mark.parametrize("labelnum", ["0", "-1", "4"])

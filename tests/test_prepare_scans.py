@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+from unittest.mock import Mock
 
 import h5py
 import nibabel as nib
@@ -17,7 +18,9 @@ import train
 from dataloaders import case_files
 from dataloaders.case_files import read_list
 from inference.scoring import write_prediction
+from options.presets import PRESETS
 from runtime import runs
+from scans import prepare
 from scans.files import Scan, find_scans, read_scan
 from scans.preprocess import Preprocessing
 from utils.errors import BAD_INPUT, InputError, run_script
@@ -129,6 +132,30 @@ def test_running_again_leaves_the_lists_to_their_user(command, raw, tmp_path):
     nib.save(nib.Nifti1Image(1.5 * np.asanyarray(scan.dataobj), scan.affine), raw / "images" / "scan6.nii.gz")
     prepare_scans.main(command())
     assert len(lists_in(tmp_path / "out")["train.list"]) == 6
+
+
+def test_lists_that_a_user_wrote_stay(command, raw, tmp_path):
+    dest, own = tmp_path / "out", ["test.list", "fold_a_train.list", "fold7_test.list"]
+    prepare_scans.main(command("--test_fraction", 0, "--folds", 2))
+    for name in own:
+        (dest / name).write_text("scan0\n")
+    prepare_scans.main(command("--test_fraction", 0, "--folds", 2))
+    assert {name: lists_in(dest).get(name) for name in own} == dict.fromkeys(own, ["scan0"])
+    (raw / "images" / "scan5.nii.gz").unlink()  # so that the lists are drawn anew
+    prepare_scans.main(command("--test_fraction", 0, "--folds", 2))
+    assert {name: lists_in(dest).get(name) for name in own} == dict.fromkeys(own, ["scan0"])
+    (dest / "fold1_test.list").write_text("scan1\n")
+    prepare_scans.main(command("--test_fraction", 0, "--overwrite"))
+    assert set(lists_in(dest)) == {"train.list", "fold1_test.list", *own}
+
+
+def test_lists_of_the_old_split_go_after_an_interruption_too(command, tmp_path, monkeypatch):
+    prepare_scans.main(command("--folds", 2))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(prepare, "write_case", Mock(side_effect=KeyboardInterrupt))
+        prepare_scans.main(command("--test_fraction", 0, "--overwrite"))
+    prepare_scans.main(command("--test_fraction", 0))
+    assert list(lists_in(tmp_path / "out")) == ["train.list"]
 
 
 # --- a CSV file of scans
@@ -363,7 +390,9 @@ def test_it_says_what_it_found_and_what_to_run(command, tmp_path, capsys):
 def test_all_labels_are_used_by_default(command, tmp_path, capsys):
     prepare_scans.main(command())
     root = ["--root_path", str(tmp_path / "out")]
-    assert [train.parse_options([*root, *more]).labelnum for more in ([], ["--labelnum", "2"])] == [3, 2]
+    for flags, number in (("", 3), ("--labelnum 2", 2), ("--preset cpu", 3), ("--preset cpu --labelnum 2", 2)):
+        assert train.parse_options([*root, *flags.split()]).labelnum == number
+    assert train.parse_options([*root, "--preset", "demo"]).labelnum == PRESETS["demo"]["labelnum"]
     assert check_data.main(root) == 0
     manifest = tmp_path / "out" / case_files.MANIFEST
     manifest.write_text(manifest.read_text().replace("prepare_scans", "prepare_LA"))  # whose lists label all cases

@@ -4,8 +4,10 @@ import csv
 import json
 import os
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
+import h5py
 import nibabel as nib
 import numpy as np
 import pytest
@@ -20,10 +22,12 @@ from dataloaders import case_files
 from evaluation.metrics import largest_components
 from methods import METHODS
 from methods.base import Method
+from paper.jobs import Job
+from paper.work import draw_figure
 from runtime import runs
 from scans.classes import dataset_names
 from utils.errors import InputError
-from utils.labels import MEAN
+from utils.labels import MEAN, LabelClass, classes_as_record
 
 NAMES = ["atrium", "appendage"]
 SMALL = "--patch_size 32 32 32 --n_filters 2 --batch_size 2 --labelnum 3 --max_iterations 2 --image_every 0".split()
@@ -101,6 +105,37 @@ def test_a_test_folder_of_other_classes_is_refused(copied, two_classes, phantom,
     with pytest.raises(InputError, match="--root_path"):
         test_LA.main(["--exp", exp, "--root_path", str(other), *copied])
     assert not (tmp_path / "model" / exp / runs.METRICS_JSON).exists()
+
+
+@pytest.fixture
+def unnamed(two_classes, tmp_path) -> Path:
+    """A copy of the folder of two classes whose cases record none."""
+    folder = Path(shutil.copytree(two_classes, tmp_path / "unnamed"))
+    for path in folder.glob("*/*.h5"):
+        with h5py.File(path, "a") as file:
+            del file.attrs[case_files.NAMES_KEY], file.attrs[case_files.VALUES_KEY]
+    return folder
+
+
+def test_classes_that_no_case_records_are_trained_tested_and_drawn(unnamed, tmp_path):
+    where = ["--model_path", str(tmp_path), "--device", "cpu"]
+    flags = ["--preset", "demo", *SMALL, "--method", "supervised", "--root_path", str(unnamed), "--num_classes", "2"]
+    assert train.main([*flags, *where, "--exp", "run"]) == 0
+    assert test_LA.main(["--exp", "run", *where]) == 0
+    assert {row["class"] for row in rows_in(tmp_path / "run" / runs.METRICS_CSV)} > {MEAN}
+    trained = Namespace(**runs.load_checkpoint(tmp_path / "run" / runs.LAST)["options"])
+    job = Job("v_net", "run", (), trained, tmp_path)
+    draw_figure(Namespace(seeds=[trained.seed], only=["v_net"], cases=["phantom_007"]), [job], tmp_path)
+    assert (tmp_path / "figure2.png").exists()
+
+
+def test_a_run_of_named_classes_is_not_tested_on_cases_that_record_none(copied, unnamed, tmp_path):
+    path = tmp_path / "model" / "two" / runs.LAST
+    for names in (NAMES, ("class 1", "class 2")):  # the latter are recorded by prepare_scans.py --classes 1,2
+        classes = [LabelClass(name, (number,)) for number, name in enumerate(names, 1)]
+        runs.save_checkpoint(path, runs.load_checkpoint(path) | {"classes": classes_as_record(classes)})
+        with pytest.raises(InputError, match="--root_path"):
+            test_LA.main(["--exp", "two", "--root_path", str(unnamed), *copied])
 
 
 class Bands(Method):

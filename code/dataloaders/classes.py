@@ -2,11 +2,12 @@
 
 from argparse import Namespace
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
 from dataloaders.case_files import case_path, read_classes
 from utils.errors import InputError
 from utils.files import repository_path
-from utils.labels import ONE_CLASS, LabelClass
+from utils.labels import ONE_CLASS, LabelClass, numbered_classes
 
 
 def settle_classes(options: Namespace, cases: Sequence[str]) -> tuple[LabelClass, ...]:
@@ -19,16 +20,20 @@ def settle_classes(options: Namespace, cases: Sequence[str]) -> tuple[LabelClass
                 f"{case_path(root, case)} records {in_words(other)}, case {cases[0]} {in_words(classes)}; prepare all "
                 "cases with the same --classes, or leave some out with --labeled_list"
             )
-    if options.num_classes is None:
-        options.num_classes = len(classes)
-    if options.num_classes != len(classes):
-        if classes != ONE_CLASS:
-            raise InputError(
-                f"--num_classes {options.num_classes} contradicts {case_path(root, cases[0])}, which records "
-                f"{in_words(classes)}; leave it out, or name another --root_path"
-            )
-        classes = tuple(LabelClass(f"class {number}", (number,)) for number in range(1, options.num_classes + 1))
-    return classes
+    if fault := contradiction(options.num_classes, case_path(root, cases[0]), classes):
+        raise InputError(fault)
+    options.num_classes = options.num_classes or len(classes)
+    return classes if options.num_classes == len(classes) else numbered_classes(options.num_classes)
+
+
+def contradiction(number: int | None, path: Path, classes: Sequence[LabelClass]) -> str | None:
+    """What is wrong with --num_classes where the case at `path` records other classes; None if nothing is."""
+    if number in (None, len(classes)) or classes == ONE_CLASS:
+        return None
+    return (
+        f"--num_classes {number} contradicts {path}, which records {in_words(classes)}; leave it out, or name another "
+        "--root_path"
+    )
 
 
 def refuse_absent(absent: Collection[int], classes: Sequence[LabelClass]) -> None:

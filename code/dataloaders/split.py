@@ -53,7 +53,8 @@ def labels_there(options: Namespace) -> int | None:
         own = manifest["settings"]["script"] == "prepare_scans"
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return len(labeled.intersection(read_list(list_paths(options)[0], "--train_list"))) or None if own else None
+    train, _ = scan_list(list_paths(options)[0], "--train_list")  # its faults are told where the list is used
+    return len(labeled.intersection(train)) or None if own else None
 
 
 def cases_to_test(options: Namespace) -> list[str]:
@@ -93,7 +94,7 @@ def _refuse_overlap(train: list[str], train_path: Path, test: list[str], test_pa
     tested = set(test)
     if both := [case for case in train if case in tested]:
         raise InputError(
-            f"{counted(len(both), 'case')}, {both[0]} the first, in {train_path} and in {test_path}; "
+            f"{train_path} and {test_path} share {counted(len(both), 'case')}, {both[0]} the first; "
             "take them out of one, or name other lists with --train_list and --test_list"
         )
 

@@ -38,7 +38,15 @@ from runtime.distributed import ALONE, Ranks
 from runtime.workers import in_order
 from utils import files
 from utils.errors import InputError
-from utils.labels import MEAN, ONE_CLASS, LabelClass, classes_as_record, classes_of_record, label_map
+from utils.labels import (
+    MEAN,
+    ONE_CLASS,
+    LabelClass,
+    classes_as_record,
+    classes_of_record,
+    label_map,
+    numbered_classes,
+)
 from utils.machine import available_cores
 from utils.nifti import axes_are_lps, write_nifti
 
@@ -119,8 +127,14 @@ def require_class(name: str | None, classes: Sequence[LabelClass], exp: str) -> 
 
 
 def require_classes(case: str, root: Path, classes: Sequence[LabelClass], exp: str) -> None:
-    """Refuse a case whose classes are not those of the run; a single foreground may have any name."""
-    names, own = [[one.name for one in group] for group in (classes, case_files.read_classes(root, case))]
+    """Refuse a case whose classes are not those of the run; a single foreground may have any name.
+
+    A case that records none passes where those of the training recorded none, either; its values are checked later.
+    """
+    recorded = case_files.read_classes(root, case)
+    if recorded == ONE_CLASS and tuple(classes) == numbered_classes(len(classes)):
+        return
+    names, own = [[one.name for one in group] for group in (classes, recorded)]
     if len(own) != len(names) or (len(names) > 1 and own != names):
         raise InputError(
             f"case {case} of --root_path {root} has the classes {', '.join(own)}, run {exp} was trained on "

@@ -20,6 +20,7 @@ from dataloaders.batch import Batch
 from methods.base import ConsistencyMethod, Terms, Turn, require_unlabeled
 from networks.critics import ConfidenceNet, critic_optimizer
 from options.methods import ASDNetFlags
+from utils.errors import InputError
 from utils.losses import (
     attention_dice_loss,
     cross_entropy,
@@ -48,6 +49,11 @@ class ASDNet(ASDNetFlags, ConsistencyMethod):
             self.ramp_start = round(SEMI_START_FRACTION * options.max_iterations)
         else:
             self.ramp_start = options.semi_start
+        if 0 < options.max_iterations <= self.ramp_start:
+            raise InputError(
+                f"--semi_start {self.ramp_start} is not reached in --max_iterations {options.max_iterations}, counted "
+                "from 0; lower the former, or leave the loss on unlabeled cases out with --consistency 0"
+            )
         self.ramp_length = min(options.ramp_iterations, options.max_iterations - self.ramp_start)
         self._segmented: Tensor | None = None  # handed from S's turn to D's
 

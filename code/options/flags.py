@@ -62,17 +62,22 @@ def add_data_options(parser: ArgumentParser) -> None:
     group.add_argument(
         "--unlabelnum", type=at_least(0), help="unlabeled cases: the first N after the labeled ones (default: all)"
     )
-    group.add_argument(
-        "--num_classes",
-        type=between(1, MOST_CLASSES),
-        help="foreground classes of the labels (default: those that the labeled cases record, else 1)",
-    )
+    add_classes_option(group)
     group.add_argument(
         "--scale", type=positive, default=1.0, help="resample volumes by this factor; tests score natively"
     )
     group.add_argument("--cache", choices=("ram", "none"), default="ram", help="keep decoded cases in memory or not")
     group.add_argument(
         "--num_workers", type=at_least(0), default=4, help="loader processes; batches do not depend on it"
+    )
+
+
+def add_classes_option(group) -> None:
+    """How many classes the labels have, where the cases do not record it."""
+    group.add_argument(
+        "--num_classes",
+        type=between(1, MOST_CLASSES),
+        help="foreground classes of the labels (default: those that the labeled cases record, else 1)",
     )
 
 
@@ -344,8 +349,8 @@ def add_preset_options(parser: ArgumentParser) -> None:
         "--preset",
         choices=tuple(PRESETS),
         default="paper",
-        help="named settings: of the paper; for real scans without a GPU; for the phantom, in minutes. Flags that are "
-        "given win",
+        help="named settings: of the paper; cpu, for real scans without a GPU; hippocampus, for small ones, in "
+        "minutes; demo, for the phantom, in minutes. Flags that are given win",
     )
     add_compat_option(parser)
 

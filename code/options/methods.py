@@ -130,8 +130,6 @@ class ASDNetFlags(ConsistencyFlags):
 
 
 class TCSEFlags(ConsistencyFlags):
-    defaults = {"consistency": 0.1, "cons_on": "all"}
-
     @staticmethod
     def add_arguments(group) -> None:
         add_teacher_arguments(group)
@@ -146,7 +144,7 @@ class TCSEFlags(ConsistencyFlags):
 
 
 class UAMTFlags(ConsistencyFlags):
-    defaults = {"consistency": 0.1, "cons_on": "unlabeled"}
+    defaults = {"cons_on": "unlabeled"}
 
     @staticmethod
     def add_arguments(group) -> None:
@@ -155,7 +153,7 @@ class UAMTFlags(ConsistencyFlags):
             "--uamt_norm",
             choices=("code", "paper"),
             default="code",
-            help="consistency per certain voxel: mean over the two classes (public implementation), or sum (paper)",
+            help="consistency per certain voxel: mean over all classes (public implementation), or sum (paper)",
         )
 
 
@@ -202,8 +200,6 @@ class DTCFlags(DualHeadFlags):
 
 
 class DoubleUncertaintyFlags(ConsistencyFlags):
-    defaults = {"consistency": 0.1, "cons_on": "all"}
-
     @staticmethod
     def add_arguments(group) -> None:
         add_teacher_arguments(group, monte_carlo=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from options.methods import methods_with
-from options.types import Number
+from options.types import Number, PathHere
 from utils.errors import InputError
 
 _ABSENT = object()  # in the place of the value of a flag that was not given
@@ -21,7 +21,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         kind = action.type.kind if isinstance(action.type, Number) else action.type
         if kind in (int, float):
             return "N" if kind is int else "X"
-        return "PATH" if action.dest.endswith(("path", "list", "out", "dest", "source", "pretrained")) else "NAME"
+        return "PATH" if isinstance(action, PathHere) else "NAME"
 
     def _get_help_string(self, action: argparse.Action) -> str:
         if action.default is None or action.default is False or action.default == [] or "default" in action.help:

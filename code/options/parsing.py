@@ -3,7 +3,7 @@
 A flag that is given > --compat > the method's own preset > --preset > the method's defaults > those of flags.py.
 """
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -83,7 +83,7 @@ def parse_training(
     --method, --preset and --compat are read first: they decide which flags there are and what their defaults are.
     With `method`, that is the method and there is no such flag.
     """
-    first = ArgumentParser(add_help=False, allow_abbrev=False)
+    first = Parser(add_help=False)
     first.add_argument("--method", default="dtml")
     first.add_argument("--preset", default="paper")
     first.add_argument("--compat", default="off")

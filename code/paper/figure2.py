@@ -60,10 +60,16 @@ class Surface(NamedTuple):
     colors: np.ndarray  # (F, 3), RGB
 
 
-def load_case(root: Path, case: str, predictions: Mapping[str, Path], title: str, captions: Mapping[str, str]) -> Case:
+def load_case(
+    root: Path,
+    case: str,
+    predictions: Mapping[str, Path],
+    title: str,
+    captions: Mapping[str, str],
+    num_classes: int = 1,
+) -> Case:
     """A case from its scan in `root` and the NIfTI files that test_LA.py wrote."""
-    image, classes = case_files.read_image(root, case), case_files.read_classes(root, case)
-    label = case_files.read_label(root, case, len(classes)) > 0
+    image, label = case_files.read_image(root, case), case_files.read_label(root, case, num_classes) > 0
     masks = {}
     for name, path in predictions.items():
         try:

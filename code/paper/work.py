@@ -24,7 +24,7 @@ from runtime.workers import STOP_SIGNALS
 from utils import files
 from utils.errors import InputError
 from utils.files import repository_path
-from utils.labels import MEAN
+from utils.labels import MEAN, classes_of_record
 
 CODE = Path(__file__).resolve().parents[1]
 CRITIC_LOSSES = "loss/critic"  # how those of the adversarial methods begin: another player's objective
@@ -205,7 +205,8 @@ def draw_figure(options: Namespace, jobs: Sequence[Job], out: Path) -> None:
             "they are not among the stored results: name the folder of the runs with --model_path, or run these rows "
             "(again, with another --out)"
         )
-    scores = {row: reported_scores(read_json(first[row].folder / runs.METRICS_JSON)) for row in rows}
+    contents = {row: read_json(first[row].folder / runs.METRICS_JSON) for row in rows}
+    scores = {row: reported_scores(content) for row, content in contents.items()}
     titles = choose_cases(options.cases, scores[FIGURE[-1] if FIGURE[-1] in rows else rows[-1]])
     cases = []
     for case, title in titles.items():
@@ -216,7 +217,8 @@ def draw_figure(options: Namespace, jobs: Sequence[Job], out: Path) -> None:
             files[name] = first[row].folder / runs.PREDICTIONS / f"{case}.nii.gz"
             dice, hd95 = (scores[row][case][metric] for metric in ("dice", "hd95_vox"))
             captions[name] = f"Dice {100 * dice:.1f} %, 95HD {'-' if hd95 is None else f'{hd95:.1f}'} vox"
-        cases.append(load_case(repository_path(trained.root_path), case, files, title, captions))
+        num_classes = len(classes_of_record(contents[row].get("classes")))
+        cases.append(load_case(repository_path(trained.root_path), case, files, title, captions, num_classes))
     print("written:", ", ".join(map(str, write_figure(cases, out / "figure2"))))
 
 

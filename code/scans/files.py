@@ -116,7 +116,9 @@ def _check_affine(affine: np.ndarray | None, path: Path) -> None:
         raise InputError(f"{path} states no usable geometry (affine {np.asarray(affine).tolist()}); fix its header")
     if lengths.min() < VOXEL_MM[0] or lengths.max() > VOXEL_MM[1]:
         size = " x ".join(f"{mm:g}" for mm in lengths)
-        raise InputError(f"{path} has voxels of {size} mm, no patient's; fix the voxel size or the unit in its header")
+        raise InputError(
+            f"{path} has voxels of {size} mm, which no scan of a patient has; fix the voxel size or unit in its header"
+        )
 
 
 # --- write

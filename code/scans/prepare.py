@@ -82,6 +82,7 @@ class Outcome:
     faults: dict[str, str]
     kept: int  # cases that were there already
     changed: bool  # whether the lists have to be drawn anew: other cases, other labels, another split
+    lists: dict[str, list[str]]  # those that the run before drew: their cases by file name
 
     @property
     def labeled(self) -> list[str]:
@@ -97,13 +98,13 @@ def prepare_folder(
     sources: Sequence[RawCase],
     recipe: Recipe,
     overwrite: bool,
-    write_lists: Callable[[Outcome], None],
+    write_lists: Callable[[Outcome], Mapping[str, Sequence[str]] | None],
     split: Mapping[str, Any] | None = None,
 ) -> Outcome:
     """Write every case, the lists and the manifest; a scan that cannot be used is a fault, and the others go on.
 
     Args:
-        write_lists: called when all cases are there, before the manifest says so.
+        write_lists: called when all cases are there, before the manifest says so; gives the lists that it draws.
         split: settings that decide on the lists; kept in the manifest, so that they do not change unnoticed.
     A folder that was prepared with other settings is an `InputError`, unless `overwrite` is set; one with cases that
     were not prepared at all always is.
@@ -114,8 +115,9 @@ def prepare_folder(
     with writing(dest, DEST):
         dest.mkdir(parents=True, exist_ok=True)
     write_json(dest / RECORD, recipe.preprocessing.as_record(), DEST)
+    drawn = old.get("lists", {})
     if any(old.get(key) != value for key, value in head.items()):
-        write_json(dest / MANIFEST, {**head, "cases": {}, "faults": {}}, DEST)
+        write_json(dest / MANIFEST, {**head, "lists": drawn, "cases": {}, "faults": {}}, DEST)
     cases, faults, kept, voxels = {}, {}, 0, {}
     for source in tqdm(sources, desc="scans", disable=None):  # None: a bar on a terminal only
         try:
@@ -138,9 +140,9 @@ def prepare_folder(
         kept += content is None
         cases[source.case] = {key: value for key, value in record.items() if key != "settings"}
     changed = old["split"] != head["split"] or _labels(old.get("cases", {})) != _labels(cases)
-    outcome = Outcome(cases, faults, kept, changed)
-    write_lists(outcome)
-    write_json(dest / MANIFEST, {**head, "cases": cases, "faults": faults}, DEST)
+    outcome = Outcome(cases, faults, kept, changed, drawn)
+    lists = write_lists(outcome) or {}
+    write_json(dest / MANIFEST, {**head, "lists": lists, "cases": cases, "faults": faults}, DEST)
     return outcome
 
 

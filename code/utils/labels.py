@@ -22,6 +22,15 @@ MEAN = "mean"  # in the place of a class's name: the mean over all
 ONE_CLASS = (LabelClass("foreground", (1,)),)  # of cases and runs that record no classes
 
 
+def numbered_classes(number: int) -> tuple[LabelClass, ...]:
+    """Classes of cases that record none, where --num_classes says how many there are.
+
+    Their names tell them from the `class 1` that prepare_scans.py records: a folder without a record may be tested by
+    a run of the former, and holds one foreground beside a run of the latter.
+    """
+    return tuple(LabelClass(f"label {value}", (value,)) for value in range(1, number + 1))
+
+
 def classes_as_record(classes: Sequence[LabelClass]) -> list[dict[str, Any]]:
     """Classes as plain data, for a checkpoint."""
     return [dataclasses.asdict(one) for one in classes]

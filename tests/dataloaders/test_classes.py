@@ -5,6 +5,7 @@ import pytest
 
 from dataloaders.case_files import class_attributes, write_case
 from dataloaders.classes import refuse_absent, settle_classes
+from scans.classes import label_classes, named
 from utils.errors import InputError
 from utils.labels import ONE_CLASS, LabelClass
 
@@ -37,6 +38,7 @@ def test_cases_that_record_nothing_have_as_many_as_the_flag_says(settle):
     assert settle(None, num_classes=1) == ONE_CLASS
     classes = settle(None, None, num_classes=3)
     assert [one.values for one in classes] == [(1,), (2,), (3,)] and len({one.name for one in classes}) == 3
+    assert not set(classes) & set(named(label_classes("1,2,3"), {}))  # so that a test can tell them apart
 
 
 @pytest.mark.parametrize("number", [1, 3])

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from utils.errors import InputError
 from utils.losses import attention_dice_loss, dice_ce_loss
 from utils.schedules import rampup
 
@@ -71,6 +72,14 @@ def test_the_unlabeled_term_sets_in_at_its_start_and_ramps_from_there(half_trust
     assert set(method.training_step(batch, start)) == {"supervised", "adversarial", "semi"}
     for iteration, weight in ((start, math.exp(-5)), ((start + 200) // 2, math.exp(-5 / 4)), (200, 1)):
         assert method.consistency_weight(iteration) == pytest.approx(0.3 * weight)
+
+
+def test_a_start_that_the_run_does_not_reach_is_refused(build):
+    for total, start in (("100", "99"), ("0", "5"), ("1", "0")):  # 0 iterations save the initial weights alone
+        build("asdnet", "--max_iterations", total, "--semi_start", start)
+    for start in ("100", "150"):
+        with pytest.raises(InputError, match=f"--semi_start {start}.*--max_iterations 100"):
+            build("asdnet", "--max_iterations", "100", "--semi_start", start)
 
 
 def test_a_ramp_of_given_length_counts_from_the_start(half_trusted):

@@ -6,6 +6,7 @@ from pathlib import Path
 from options import flags
 from options.flags import list_paths
 from options.parser import HelpFormatter
+from options.types import PathHere
 from train import parse_options
 from utils.files import REPOSITORY, repository_path
 
@@ -73,7 +74,7 @@ def test_help_calls_values_by_their_kind_and_tells_defaults_that_say_something()
     parser = ArgumentParser(formatter_class=HelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="seed")
     parser.add_argument("--weight", type=float, default=0.0, help="weight")
-    parser.add_argument("--root_path", default="a/b", help="folder")
+    parser.add_argument("--scans", action=PathHere, default="a/b", help="folder")
     parser.add_argument("--head", help="output")
     parser.add_argument("--skip", nargs="*", default=[], help="parts")
     parser.add_argument("--size", nargs=2, default=[1, 2], help="size")
@@ -82,7 +83,7 @@ def test_help_calls_values_by_their_kind_and_tells_defaults_that_say_something()
     assert lines == [
         "--seed N seed (default: 0)",
         "--weight X weight (default: 0.0)",
-        "--root_path PATH folder (default: a/b)",
+        "--scans PATH folder (default: a/b)",
         "--head NAME output",
         "--skip [NAME ...] parts",
         "--size NAME NAME size (default: 1 2)",

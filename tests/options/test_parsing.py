@@ -220,6 +220,8 @@ def own_flags(method: str) -> list[str]:
         ("--device gpu", "--device"),
         ("--method dmtl", "--method"),
         ("--preset gpu", "--preset"),
+        ("--preset", "--preset"),
+        ("--compat --seed 1", "--compat"),
         ("--patch_size 32", "--patch_size"),
         ("--resume --overwrite", "--overwrite"),
         ("something", "something"),

@@ -1,7 +1,7 @@
 """Presets and --compat: what they hold, and that every entry is a flag."""
 
 import json
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,7 @@ import pytest
 from inference.trained import reported_output
 from methods import METHODS
 from options import presets
+from options.flags import add_preset_options
 from options.methods import FLAGS
 from options.presets import COMPAT, PRESETS, cpu_has_bf16
 from train import parse_options
@@ -66,6 +67,21 @@ def test_every_entry_of_a_preset_is_a_flag():
         assert cls.defaults.keys() <= own, method
         assert set(cls.presets) <= set(PRESETS), method
         assert set().union(*cls.presets.values()) <= own, method
+
+
+@pytest.mark.parametrize("method", FLAGS)
+def test_a_methods_defaults_are_those_that_differ_from_the_shared_ones(monkeypatch, method):
+    own = FLAGS[method].defaults
+    monkeypatch.setattr(FLAGS[method], "defaults", {})
+    shared = vars(parse("--method", method))
+    assert [name for name, value in own.items() if shared[name] == value] == []
+
+
+def test_the_help_says_what_each_preset_is_for():
+    parser = ArgumentParser()
+    add_preset_options(parser)
+    (text,) = (action.help for action in parser._actions if action.dest == "preset")
+    assert all(name in text for name in PRESETS)
 
 
 @pytest.mark.parametrize(("text", "has"), [("flags : fma amx_tile", True), ("flags : fma avx512f", False), ("", False)])
