@@ -163,7 +163,7 @@ class Engine:
                 if self.ranks.leads and self.split.validation and self._due(options.val_every):
                     self._validate(journal)
                 if options.keep_checkpoints and self._due(options.save_every):
-                    self.save(runs.weights_file(runs.iteration_name(self.iteration)))
+                    self.save(f"iteration_{self.iteration}.pth")
                 if stop := self.ranks.largest(self._signal):
                     raise Stopped(stop)
                 if self._due(options.save_every):
@@ -220,13 +220,13 @@ class Engine:
                 group["lr"] = rate
         with precision(self.device, self.options.amp):
             terms = turn.step(batch, self.iteration)
+        scaler = self.scalers[turn.name]
+        scale = scaler.get_scale()  # 1 unless in fp16
         losses = torch.stack([term.float() for term in terms.values()])
         logged = dict(zip((f"{LOSS}{name}" for name in terms), losses.detach(), strict=True))
         if self.options.log_gradients and self._due(self.options.log_every, self.iteration + 1):
-            logged |= _gradient_norms(terms, turn)
+            logged |= _gradient_norms(terms, turn, scale)
         turn.optimizer.zero_grad(set_to_none=True)
-        scaler = self.scalers[turn.name]
-        scale = scaler.get_scale()
         scaler.scale(losses.sum()).backward()
         self.ranks.average_gradients(turn.optimizer)
         scaler.step(turn.optimizer)
@@ -363,7 +363,7 @@ class Engine:
                 "preprocessing": self.preprocessing,
                 "classes": classes_as_record(self.classes),
                 "typical_scan": self.typical_scan,
-                "rng": runs.rng_state(),
+                "rng": runs.rng_state(self.device),
             },
         )
 
@@ -378,19 +378,21 @@ class Engine:
         self.skipped = state.get("skipped", 0)
         self.iteration, self.seconds, self.best_val = state["iteration"], state["seconds"], state["best_val"]
         self.peak_memory = state.get("peak_memory_gib", 0.0)
-        runs.restore_rng(state["rng"])
+        runs.restore_rng(state["rng"], self.device)
 
 
-def _gradient_norms(terms: Terms, turn: Turn) -> dict[str, float]:
+def _gradient_norms(terms: Terms, turn: Turn, scale: float) -> dict[str, float]:
     """Norm of the gradient of each term by itself, over all that the turn trains; one backward pass per term.
 
-    A term that reaches nothing, such as one that has not set in yet, has 0.
+    A term that reaches nothing, such as one that has not set in yet, has 0. Terms are multiplied by `scale` meanwhile,
+    for fp16 rounds small gradients to 0.
     """
     own, norms = turn.parameters(), {}
     for name, term in terms.items():
         reached = term.requires_grad
-        grads = torch.autograd.grad(term.float(), own, retain_graph=True, allow_unused=True) if reached else ()
-        norms[f"gradient/{name}"] = math.sqrt(sum(float(g.float().square().sum()) for g in grads if g is not None))
+        grads = torch.autograd.grad(scale * term.float(), own, retain_graph=True, allow_unused=True) if reached else ()
+        squares = sum(float((g.float() / scale).square().sum()) for g in grads if g is not None)
+        norms[f"gradient/{name}"] = math.sqrt(squares)
     return norms
 
 

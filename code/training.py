@@ -21,7 +21,7 @@ from methods import METHODS
 from methods.base import Method
 from options.flags import list_paths
 from runtime import runs
-from runtime.device import enough_memory, pick_device, set_determinism, syncs_batch_norm
+from runtime.device import enough_memory, pick_device, refuse_recompute, set_determinism, syncs_batch_norm
 from runtime.distributed import ALONE, PeerLost, Ranks
 from runtime.journal import Journal, Silence
 from scans.preprocess import read_record
@@ -32,6 +32,7 @@ from utils.labels import LabelClass, classes_of_record
 from utils.words import counted
 
 SIGNAL_EXIT = 128  # exit status of a run that a signal stopped: 128 + its number, as shells count
+STEEP = 500  # k from which bf16 leaves little of the gradient of the distance map: docs/methods.md
 LESS_MEMORY = "lower --batch_size, --patch_size or --n_filters, or give --amp bf16 or --recompute"
 
 
@@ -43,10 +44,11 @@ def train(options: Namespace, ranks: Ranks = ALONE) -> int:
     options, folder, split, classes, preprocessing, state = ranks.from_leader(lambda: _claim(options))
     with ranks.leader_first():
         device = pick_device(options, ranks=ranks)
+        refuse_recompute(options, device, ranks)
         runs.seed_everything(options.seed)
         set_determinism(options.deterministic)
         with enough_memory(device, LESS_MEMORY):
-            method = METHODS[options.method](options)
+            method = METHODS[options.method](options).to(device)
         reported_output(method, options)
         notices = _start_weights(method, options) if state is None else []
         store = CaseStore(options, split.labeled, split.unlabeled, ranks.local_size)
@@ -192,8 +194,8 @@ def _other_size(state: dict[str, Any], ranks: Ranks) -> list[str]:
     if saved == ranks.size:
         return []
     return [
-        f"number of processes: {saved} before, {ranks.size} now; the batches are others from here on, so the run goes "
-        "on, but not as it would have"
+        f"number of processes: {saved} before, {ranks.size} now; batches differ from here on, so the run "
+        "continues, but not exactly as it would have"
     ]
 
 
@@ -220,8 +222,17 @@ def _describe(engine: Engine, split: Split) -> list[str]:
         *_describe_ranks(engine),
         f"{options.max_iterations} iterations: {'; '.join([_rate_course(options), *engine.method.courses()])}; "
         f"a checkpoint every {_iterations(options.save_every)}",
+        *_steep_in_bf16(options),
         f"log: {engine.folder / runs.LOG}; curves: tensorboard --logdir {engine.folder.parent}",
     ]
+
+
+def _steep_in_bf16(options: Namespace) -> list[str]:
+    """A warning where the transform of the distance map magnifies the roundings of bf16 beyond its gradient."""
+    k = getattr(options, "sdm_k", 0)
+    if options.amp != "bf16" or k < STEEP:
+        return []
+    return [f"warning: --sdm_k {k:g} drowns the gradient of the distance map in bf16's rounding; --amp off is safe"]
 
 
 def _describe_ranks(engine: Engine) -> list[str]:
@@ -254,5 +265,5 @@ def _rate_course(options: Namespace) -> str:
 
 
 def _test_command(options: Namespace) -> str:
-    where = [] if options.model_path == "model" else ["--model_path", options.model_path]
-    return shlex.join(["python", shown(REPOSITORY / "code" / "test_LA.py"), "--exp", options.exp, *where])
+    where = "" if options.model_path == "model" else f" --model_path {shown(repository_path(options.model_path))}"
+    return f"python {shown(REPOSITORY / 'code' / 'test_LA.py')} --exp {shlex.quote(options.exp)}{where}"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import engine as engine_module
 from dataloaders.split import Split
-from engine import Engine
+from engine import Engine, _gradient_norms
 from inference.trained import load_networks
 from methods.base import Method, Turn
 from methods.dtml import DTML
@@ -149,6 +149,14 @@ def test_gradient_norms_of_each_term_are_logged_when_asked_for(make_engine, batc
     values = engine.step(batch)
     assert values["gradient/size"] == pytest.approx(expected, rel=1e-5) and values["gradient/supervised"] > 0
     assert not any(name.startswith("gradient/") for name in engine.step(batch))  # not due
+
+
+def test_gradient_norms_are_not_those_that_half_precision_rounds_to_nothing():
+    weight = torch.nn.Parameter(torch.tensor(1.0))
+    turn = Turn("model", None, torch.optim.SGD([weight], 0.1))
+    term = 1e-8 * weight.half().float()  # its gradient passes through float16, whose smallest number is 6e-8
+    assert _gradient_norms({"a": term}, turn, 1.0)["gradient/a"] == 0
+    assert _gradient_norms({"a": term}, turn, 2.0**16)["gradient/a"] == pytest.approx(1e-8, rel=1e-3)
 
 
 def test_gradient_norms_change_nothing_and_are_those_of_the_player(make_engine, batch):

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -13,6 +14,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from unittest.mock import Mock
 
 import h5py
 import numpy as np
@@ -29,10 +31,11 @@ from dataloaders.split import settle
 from dataloaders.store import CaseStore
 from engine import Engine
 from methods import METHODS
-from runtime import journal, runs
+from runtime import device, journal, runs
 from runtime import workers as loaders
 from runtime.distributed import Ranks
 from scans.preprocess import RECORD, Preprocessing
+from training import _steep_in_bf16
 from utils import files
 from utils.errors import InputError, run_script
 from utils.labels import ONE_CLASS, LabelClass, classes_of_record
@@ -664,6 +667,38 @@ def test_an_existing_run_is_an_error_and_bad_input_does_not_overwrite_it(command
     edit(scans, "phantom_001", label=None)
     assert "phantom_001" in refused(lambda: train.main(command(*flags, "--overwrite")), capsys)
     assert (tmp_path / "run" / runs.LAST).read_bytes() == before
+
+
+@pytest.mark.parametrize("cause", ["batch norm of several processes", "no room on the device"])
+def test_what_the_device_refuses_does_not_overwrite_a_run(command, tmp_path, capsys, monkeypatch, cause):
+    flags = ("--method", "supervised", "--max_iterations", "1")
+    train.main(command(*flags))
+    before = (tmp_path / "run" / runs.LAST).read_bytes()
+    if cause == "no room on the device":
+        full = Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory"))
+        monkeypatch.setattr(torch.nn.Module, "to", full)
+    else:
+        monkeypatch.setattr(device, "syncs_batch_norm", lambda *_: True)
+    error = refused(lambda: train.main(command(*flags, "--overwrite", "--recompute")), capsys)
+    assert "--recompute" in error
+    assert (tmp_path / "run" / runs.LAST).read_bytes() == before
+
+
+@pytest.mark.parametrize("folder", ["runs", "runs of today"])
+def test_the_printed_next_command_is_right_where_it_was_typed(phantom, tmp_path, monkeypatch, capsys, folder):
+    monkeypatch.chdir(tmp_path)
+    where = ["--root_path", str(phantom), "--model_path", folder, "--exp", "my run"]
+    assert train.main([*FLAGS, *where, "--method", "supervised", "--max_iterations", "1"]) == 0
+    words = shlex.split(re.search(r"next: (.*)", capsys.readouterr().out).group(1))
+    assert Path(words[1]).name == "test_LA.py" and Path(words[1]).exists()
+    asked = dict(zip(words[2::2], words[3::2], strict=True))
+    assert (Path(asked["--model_path"]) / asked["--exp"] / runs.LAST).exists()
+
+
+@pytest.mark.parametrize(("k", "amp", "warned"), [(1500, "bf16", True), (1500, "off", False), (100, "bf16", False)])
+def test_a_steep_transform_in_bf16_warns(k, amp, warned):
+    assert bool(_steep_in_bf16(Namespace(sdm_k=k, amp=amp))) == warned
+    assert not _steep_in_bf16(Namespace(amp=amp))  # a method without that transform
 
 
 def test_a_wrong_checkpoint_is_one_sentence(command, tmp_path, capsys):

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from utils.constants import PLANE
 from utils.resample import Size
-
-IN_PLANE = (-3, -2)  # the axial plane of (..., W, H, D)
 
 
 @dataclass(frozen=True)
@@ -113,8 +112,8 @@ def apply_transform(transform: Transform, region: np.ndarray) -> np.ndarray:
     if (transform.zoom, transform.angle) != (1.0, 0.0):
         upright = transposed(transform.patch, transform.quarter_turns)
         crop = _resample(crop, upright, transform.zoom, transform.angle)
-    crop = np.rot90(crop, transform.quarter_turns, axes=IN_PLANE)
-    return crop if transform.flip_axis is None else np.flip(crop, IN_PLANE[transform.flip_axis])
+    crop = np.rot90(crop, transform.quarter_turns, axes=PLANE)
+    return crop if transform.flip_axis is None else np.flip(crop, PLANE[transform.flip_axis])
 
 
 def _resample(crop: np.ndarray, patch: Size, zoom: float, angle: float) -> np.ndarray:

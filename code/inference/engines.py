@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import Method
-from runtime.device import place
+from runtime.device import enough_memory, place
 from utils.errors import InputError
 from utils.machine import available_cores
 
@@ -21,7 +21,8 @@ MOST_MODELS = 8  # at hand: maps and turned views of a patch need four, --window
 def on_engine(method: Method, device: torch.device, options: Namespace) -> nn.Module:
     """The method ready to predict: on its device or, with --engine openvino, compiled for the CPU."""
     if options.engine == "torch":
-        return place(method, device, options)
+        with enough_memory(device, "give another --gpu, or --device cpu"):
+            return place(method, device, options)
     import openvino  # noqa: F401  that it is missing is said before any scan is read
 
     if device.type != "cpu":

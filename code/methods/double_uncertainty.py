@@ -68,6 +68,6 @@ class DoubleUncertainty(DoubleUncertaintyFlags, MeanTeacherMethod):
 
 def _distributions(network: Network, image: Tensor) -> tuple[Tensor, Maps]:
     """Logits (N, C + 1, W, H, D), and probabilities over the classes and over the F channels, float32."""
-    features = network.features(image)  # (N, F, W, H, D), before any dropout
+    features = network.features(image)  # (N, F, W, H, D), before the dropout of the heads
     logits = network.apply_heads(features)["softmax"]
     return logits, {SEG: logits.softmax(dim=1), FEAT: features.float().softmax(dim=1)}

@@ -275,7 +275,8 @@ class Pointwise(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         plain = (self.stride, self.padding, self.groups) == ((1, 1, 1), (0, 0, 0), 1)
-        if not plain or not x.is_contiguous(memory_format=torch.channels_last_3d):
+        rounds = x.is_cuda and torch.backends.cudnn.allow_tf32  # heads stay float32 where --tf32 is given
+        if not plain or not (rounds or x.is_contiguous(memory_format=torch.channels_last_3d)):
             return super().forward(x)
         with _forgotten(x):
             return F.linear(x.permute(0, 2, 3, 4, 1), self.weight.flatten(1), self.bias).permute(0, 4, 1, 2, 3)

@@ -16,6 +16,13 @@ from networks.base import Network, norm_layer, with_norm_relu
 BLOCKS = (1, 3, 4, 6, 6)  # residual blocks of the levels, as in ResEnc M
 
 
+class Halve(nn.Module):
+    """The mean of every 2x2x2 voxels. The gradient of AvgPool3d has no form on a GPU that repeats exactly."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(4, (-1, 2)).unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).mean((3, 5, 7))
+
+
 class ResidualBlock(nn.Module):
     """ReLU(two 3x3x3 convolutions + the input); for another size or width the input is averaged and projected."""
 
@@ -26,7 +33,7 @@ class ResidualBlock(nn.Module):
             nn.Conv3d(channels, channels, 3, padding=1),
             norm_layer(norm, channels),
         )
-        pool = [nn.AvgPool3d(stride)] if stride > 1 else []
+        pool = [Halve()] if stride > 1 else []
         project = [nn.Conv3d(in_channels, channels, 1), norm_layer(norm, channels)] if in_channels != channels else []
         self.skip = nn.Sequential(*pool, *project)
         self.relu = nn.ReLU()

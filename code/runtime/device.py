@@ -23,6 +23,7 @@ AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 BF16_CAPABILITY = 8, 0  # compute capability of GPUs (Ampere) from which on they multiply bfloat16
 CPU_OUT_OF_MEMORY = "can't allocate memory"  # within a RuntimeError of PyTorch
 MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_MAX = -1, -4  # names of glibc's mallopt, from malloc.h
+GRAPHS = 32  # of --compile: for each network with and without gradient, in each mode and batch size
 CUBLAS_WORKSPACE = ":4096:8"  # what cuBLAS needs to be deterministic, from its manual
 
 
@@ -89,6 +90,15 @@ def memory_format(device: torch.device, amp: str) -> torch.memory_format:
     return torch.channels_last_3d if device.type == "cpu" or amp != "off" else torch.contiguous_format
 
 
+def refuse_recompute(options: Namespace, device: torch.device, ranks: Ranks) -> None:
+    """Raise an `InputError` where --recompute meets the batch norm of several processes."""
+    if options.recompute and syncs_batch_norm(options, device, ranks):
+        raise InputError(
+            "--recompute computes the batch norms of one process again, not of all; "
+            "give --no-recompute, or for a new run --no-sync_bn"
+        )
+
+
 def place(method: nn.Module, device: torch.device, options: Namespace, ranks: Ranks = ALONE) -> nn.Module:
     """The method on its device, in the memory format and, with --compile, the form that run fastest.
 
@@ -102,15 +112,11 @@ def place(method: nn.Module, device: torch.device, options: Namespace, ranks: Ra
         torch.backends.cuda.matmul.allow_tf32 = False  # the steep transform of a distance map magnifies rounding
         torch.backends.cudnn.allow_tf32 = getattr(options, "tf32", False)  # older runs lack it
     if syncs_batch_norm(options, device, ranks):
-        if options.recompute:
-            raise InputError(
-                "--recompute computes the batch norms of one process again, not of all; "
-                "give --no-recompute, or for a new run --no-sync_bn"
-            )
         method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
     method.to(device=device, memory_format=memory_format(device, options.amp))
     accelerate(method, getattr(options, "recompute", False))  # a flag of training alone, which older runs lack
     if options.compile:
+        torch._dynamo.config.recompile_limit = GRAPHS  # the networks of a method share one count
         for network in (module for module in method.modules() if isinstance(module, Network)):
             network.compile()
     return method

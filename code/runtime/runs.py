@@ -45,22 +45,12 @@ def run_folder(model_path: str, exp: str) -> Path:
 
 def checkpoint_path(folder: Path, weights: str) -> Path:
     """File of `last`, `best_val` or `iteration_<N>`."""
-    return folder / weights_file(weights)
-
-
-def weights_file(weights: str) -> str:
-    """Its name."""
-    return f"{weights}.pth"
-
-
-def iteration_name(iteration: int) -> str:
-    """Name of the weights that --keep_checkpoints keeps at an iteration."""
-    return f"iteration_{iteration}"
+    return folder / f"{weights}.pth"
 
 
 def scores_folder(folder: Path, weights: str) -> Path:
     """Where scores, predictions and pictures go: for other weights than `last` a folder of their own in the run's."""
-    return folder if weights_file(weights) == LAST else folder / weights
+    return folder if checkpoint_path(folder, weights) == folder / LAST else folder / weights
 
 
 def default_exp(options: Namespace) -> str:
@@ -161,7 +151,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
             raise InputError(f"cannot write {path}: no room for it is left; make room or see --model_path") from error
 
 
-def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+def load_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint of this project; only plain data and tensors are unpickled.
 
     PyTorch does not look at the checksums in its archive: a damaged file would be loaded with other weights.
@@ -170,7 +160,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():
                 raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(
             f"there is no checkpoint {path}; train first (best_val needs --val_cases, iteration_<N> --keep_checkpoints)"
@@ -195,23 +185,23 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def rng_state() -> dict[str, Any]:
-    """States of all generators, as plain data and tensors."""
+def rng_state(device: torch.device) -> dict[str, Any]:
+    """States of all generators that a run on this device draws from, as plain data and tensors."""
     name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
     return {
         "python": random.getstate(),
         "numpy": (name, keys.tolist(), position, has_gauss, gauss),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],
     }
 
 
-def restore_rng(state: dict[str, Any]) -> None:
-    """Undo what has been drawn since `rng_state`."""
+def restore_rng(state: dict[str, Any], device: torch.device) -> None:
+    """Undo what has been drawn since `rng_state`, on whichever GPU that was."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
     torch.set_rng_state(state["torch"].cpu())
-    for index, generator in enumerate(state["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(generator.cpu(), index)
+    if state["cuda"] and device.type == "cuda":  # older checkpoints hold all GPUs of their machine
+        torch.cuda.set_rng_state(state["cuda"][min(device.index, len(state["cuda"]) - 1)], device)

@@ -13,10 +13,6 @@ EXTRAS = frozenset("SimpleITK onnx onnxruntime onnxscript openvino pandas plotly
 class InputError(Exception):
     """Bad input that the user can fix. The message says what is wrong, where, and which flag fixes it."""
 
-    def __str__(self) -> str:
-        # A loader's worker hands its error over inside the text of a traceback, of which only the end is for users.
-        return super().__str__().rstrip().rpartition(f"\n{InputError.__module__}.{InputError.__name__}: ")[2]
-
 
 def run_script(main: Callable[[], int | None]) -> None:
     """Call a script's `main`; bad input, a full disk and Ctrl-C become one line on stderr and an exit status."""

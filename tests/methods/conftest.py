@@ -31,7 +31,7 @@ def build_engine(tiny_options, tmp_path) -> Callable[..., Engine]:
     def make(name: str, *flags: str, seed: int = 0, device: str = "cpu") -> Engine:
         torch.manual_seed(seed)
         options = tiny_options(name, *flags)
-        engine = Engine(options, METHODS[name](options), NO_CASES, tmp_path, torch.device(device))
+        engine = Engine(options, METHODS[name](options), NO_CASES, tmp_path, torch.device(device, 0))
         engine.iteration = 150
         engine.method.train()
         return engine

@@ -9,12 +9,13 @@ import train
 from methods import METHODS
 from networks import Network
 from runtime import runs
-from runtime.device import BF16_CAPABILITY, memory_format
+from runtime.device import BF16_CAPABILITY, memory_format, set_determinism
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
 AMPS = {"off": 1e-3, "bf16": 0.1, "fp16": 0.02}  # and how far a loss may be from the CPU's in float32, relative
 SOFT = {name: ("--sdm_k", "5") for name in ("dtml", "dtc")}  # k = 1500 turns rounding into another mask
+SOFT["dtml_plus"] = (*SOFT["dtml"], "--sdm_k_start", "0", "--view_strength", "0")  # views are drawn by each device
 COMPILED = ("supervised", "dtml")  # each costs the compiler a minute
 
 
@@ -58,6 +59,39 @@ def test_a_compiled_step_is_the_plain_one(build_engine, make_batch, name):
         engine = build_engine(name, "--batch_size", "2", "--dropout", "0", *SOFT.get(name, ()), *flags, device=DEVICE)
         losses.append([first_loss(engine.step(batch.to(engine.device))) for _ in range(2)])
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("flags", [("--recompute",), ("--tf32",), ("--network", "residual_unet")], ids=" ".join)
+def test_a_step_with_other_layers_is_that_of_the_cpu(build_engine, make_batch, flags):
+    batch, losses = make_batch(1, 1), []
+    for where in ("cpu", DEVICE):
+        engine = build_engine("dtml", "--batch_size", "2", "--dropout", "0", *SOFT["dtml"], *flags, device=where)
+        losses.append([first_loss(engine.step(batch.to(engine.device))) for _ in range(2)])
+    assert losses[1] == pytest.approx(losses[0], rel=0.02 if "--tf32" in flags else 1e-3)
+
+
+@pytest.fixture
+def deterministic():
+    set_determinism(True)
+    yield
+    set_determinism(False)
+
+
+@pytest.mark.parametrize("network", ["vnet", "residual_unet"])
+def test_a_deterministic_run_that_was_resumed_is_the_one_that_was_not(
+    build_engine, make_batch, tmp_path, deterministic, network
+):
+    first, second = (make_batch(1, 1, seed=seed).to(torch.device(DEVICE)) for seed in (0, 1))
+    flags = ["--batch_size", "2", "--dropout", "0.5", "--network", network]
+    straight = build_engine("dtml", *flags, device=DEVICE)
+    straight.step(first)
+    straight.save(runs.LAST)
+    straight.step(second)
+    resumed = build_engine("dtml", *flags, seed=7, device=DEVICE)
+    resumed.load(runs.load_checkpoint(tmp_path / runs.LAST))
+    resumed.step(second)
+    ours, theirs = resumed.method.state_dict(), straight.method.state_dict()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 @pytest.mark.parametrize("amp", AMPS)

@@ -10,7 +10,16 @@ from torch import nn
 
 from networks.vnet import VNet
 from runtime import device
-from runtime.device import enough_memory, memory_format, peak_memory_gib, pick_device, place, precision, set_determinism
+from runtime.device import (
+    enough_memory,
+    memory_format,
+    peak_memory_gib,
+    pick_device,
+    place,
+    precision,
+    refuse_recompute,
+    set_determinism,
+)
 from runtime.distributed import Ranks
 from utils.errors import InputError
 
@@ -125,12 +134,14 @@ def test_batch_norm_is_synchronised_over_processes_on_gpus_alone(monkeypatch):
     assert all(kind == {nn.BatchNorm3d} for kind in kinds.values())
 
 
-def test_statistics_of_other_processes_are_not_recomputed(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    options = asked()
+def test_statistics_of_other_processes_are_not_recomputed():
+    options, gpu, two = asked(), torch.device("cuda", 0), Ranks(0, 2, 0, 2)
     options.sync_bn = options.recompute = True
     with pytest.raises(InputError, match="--recompute .* --no-recompute, or .* --no-sync_bn"):
-        place(VNet(n_filters=2), torch.device("cuda", 0), options, Ranks(0, 2, 0, 2))
+        refuse_recompute(options, gpu, two)
+    refuse_recompute(options, gpu, Ranks())
+    options.recompute = False
+    refuse_recompute(options, gpu, two)
 
 
 def test_bf16_on_a_cpu_refuses_patches_that_it_would_ruin(gpus):

@@ -17,6 +17,8 @@ from utils import files
 from utils.errors import InputError
 from utils.files import REPOSITORY
 
+CPU = torch.device("cpu")
+
 
 def run_options(tmp_path: Path, exp: str = "a", resume: bool = False, overwrite: bool = False, **rest) -> Namespace:
     return Namespace(model_path=str(tmp_path), exp=exp, resume=resume, overwrite=overwrite, **rest)
@@ -217,7 +219,7 @@ def test_json_is_strict(tmp_path):
 def checkpoint(value: float = 1.0) -> dict:
     options = {"method": "dtml", "patch_size": [32, 32, 32], "head": None}
     weights = {"w": torch.full((50_000,), value)}
-    return {"networks": weights, "options": options, "iteration": 1, "rng": runs.rng_state()}
+    return {"networks": weights, "options": options, "iteration": 1, "rng": runs.rng_state(CPU)}
 
 
 def test_a_checkpoint_is_plain_data(tmp_path):
@@ -285,18 +287,26 @@ def test_random_states_survive_a_checkpoint(tmp_path):
     runs.save_checkpoint(tmp_path / runs.LAST, checkpoint())
     second = draw()
     assert second != first
-    runs.restore_rng(runs.load_checkpoint(tmp_path / runs.LAST)["rng"])
+    runs.restore_rng(runs.load_checkpoint(tmp_path / runs.LAST)["rng"], CPU)
     assert draw() == second
     runs.seed_everything(7)
     assert draw() == first
 
 
-def test_states_of_more_gpus_than_there_are_now_do_no_harm(monkeypatch):
-    set_states = []
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, index: set_states.append(index))
-    runs.restore_rng(runs.rng_state() | {"cuda": [torch.zeros(16, dtype=torch.uint8)] * 3})
-    assert set_states == [0]
+@pytest.mark.parametrize("old", [False, True])
+def test_a_run_goes_on_with_the_generator_of_its_own_gpu_on_another(monkeypatch, old):
+    generators = {0: torch.tensor([10]), 1: torch.tensor([11]), 2: torch.tensor([12])}
+    restored = {}
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: generators[device.index])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: restored.update({device.index: int(state)}))
+    state = runs.rng_state(torch.device("cuda", 1))
+    if old:  # those of all GPUs of a machine with two
+        state["cuda"] = [generators[0], generators[1]]
+    for index in (0, 2):
+        runs.restore_rng(state, torch.device("cuda", index))
+    assert restored == ({0: 10, 2: 11} if old else {0: 11, 2: 11})
+    runs.restore_rng(state, CPU)
+    assert runs.rng_state(CPU)["cuda"] == []
 
 
 def test_overwriting_a_run_leaves_runs_within_its_folder(old_run, tmp_path):

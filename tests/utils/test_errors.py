@@ -6,7 +6,6 @@ import re
 import sys
 
 import pytest
-from torch._utils import ExceptionWrapper
 
 from utils.errors import BAD_INPUT, EXTRAS, INTERRUPTED, InputError, run_script
 from utils.files import REPOSITORY
@@ -34,17 +33,6 @@ def test_the_status_of_main_is_passed_on_and_nothing_is_printed(status, capsys):
 def test_bad_input_is_one_line_on_stderr(capsys):
     assert ends_with(fails_with(InputError("no list; see --train_list"))) == BAD_INPUT == 2
     assert capsys.readouterr() == ("", "error: no list; see --train_list\n")
-
-
-@pytest.mark.parametrize("sentence", ["case a is damaged; write it again", "InputError: a.nii (InputError: b) is cut"])
-def test_a_fault_found_by_a_loader_worker_is_the_same_sentence(capsys, sentence):
-    assert str(InputError(sentence)) == sentence
-    try:
-        raise InputError(sentence)
-    except InputError:
-        wrapped = ExceptionWrapper(where="in DataLoader worker process 0")
-    assert ends_with(wrapped.reraise) == BAD_INPUT
-    assert capsys.readouterr().err == f"error: {sentence}\n"
 
 
 def test_a_full_disk_is_one_line_that_names_the_file(capsys):
