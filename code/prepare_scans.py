@@ -143,7 +143,7 @@ def main(argv: list[str] | None = None) -> int:
                 write_list(dest / name, cases)
         for name in outcome.lists.keys() - lists.keys():  # of an earlier split, unless a user has edited it
             if scan_list(dest / name, DEST)[0] == outcome.lists[name]:
-                (dest / name).unlink()
+                (dest / name).unlink(missing_ok=True)
         return lists
 
     outcome = prepare_folder(dest, sources, recipe, options.overwrite, write_lists, split)
