@@ -92,7 +92,7 @@ def memory_format(device: torch.device, amp: str) -> torch.memory_format:
 
 def refuse_recompute(options: Namespace, device: torch.device, ranks: Ranks) -> None:
     """Raise an `InputError` where --recompute meets the batch norm of several processes."""
-    if options.recompute and syncs_batch_norm(options, device, ranks):
+    if syncs_batch_norm(options, device, ranks) and options.recompute:
         raise InputError(
             "--recompute computes the batch norms of one process again, not of all; "
             "give --no-recompute, or for a new run --no-sync_bn"
@@ -116,7 +116,7 @@ def place(method: nn.Module, device: torch.device, options: Namespace, ranks: Ra
     method.to(device=device, memory_format=memory_format(device, options.amp))
     accelerate(method, getattr(options, "recompute", False))  # a flag of training alone, which older runs lack
     if options.compile:
-        torch._dynamo.config.recompile_limit = GRAPHS  # the networks of a method share one count
+        torch._dynamo.config.cache_size_limit = GRAPHS  # the networks of a method share one count; 2.6 knows this name
         for network in (module for module in method.modules() if isinstance(module, Network)):
             network.compile()
     return method
