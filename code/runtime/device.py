@@ -116,7 +116,7 @@ def place(method: nn.Module, device: torch.device, options: Namespace, ranks: Ra
     method.to(device=device, memory_format=memory_format(device, options.amp))
     accelerate(method, getattr(options, "recompute", False))  # a flag of training alone, which older runs lack
     if options.compile:
-        torch._dynamo.config.cache_size_limit = GRAPHS  # the networks of a method share one count; 2.6 knows this name
+        torch._dynamo.config.cache_size_limit = GRAPHS  # one for all networks of a method; now recompile_limit
         for network in (module for module in method.modules() if isinstance(module, Network)):
             network.compile()
     return method
