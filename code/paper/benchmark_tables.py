@@ -33,7 +33,7 @@ FACTORS = pd.Series({"dice": 100, "jaccard": 100, "asd_vox": 1, "hd95_vox": 1}) 
 BENCHMARK_COLUMNS = ["row", "labeled", "unlabeled", "seeds", "iterations", *FACTORS.index]
 BENCHMARK_COLUMNS += ["difference", "difference_low", "difference_high", "seconds"]
 LONG_DTML = ("dtml_1600", "dtml_9900")  # as many seconds as DTML+, on the hippocampus and on the left atrium
-PLUS_PARTS = ("plain", "no_pseudo", "no_view")  # DTML+ without its parts: dtml_plus.md
+PLUS_PARTS = ("plain", "no_pseudo", "no_view", "no_con")  # DTML+ without its parts: dtml_plus.md
 BENCHMARK_PAIRS = (  # (first, second): of the baseline and DTML, of DTML+ and its parts, of the paper's Tables 1 and 2
     *((BASELINE, row) for row in EFFICIENCY[1:]),
     *((f"{row}{head}", f"dtml_plus{head}") for row in ("dtml", *LONG_DTML) for head in ("", "_mean")),
