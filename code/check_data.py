@@ -21,7 +21,7 @@ from dataloaders.case_files import (
     same_scans,
     scan_list,
 )
-from dataloaders.classes import contradiction
+from dataloaders.classes import classes_by_number, contradiction
 from dataloaders.patch import training_command
 from dataloaders.split import labels_there
 from options.flags import add_classes_option, add_path_options, list_paths
@@ -29,7 +29,6 @@ from options.parser import Parser
 from options.types import PathHere
 from utils.errors import run_script
 from utils.files import repository_path, shown
-from utils.labels import numbered_classes
 from utils.words import counted
 
 
@@ -131,7 +130,7 @@ def summarize(root: Path, cases: list[str], num_classes: int | None) -> Iterator
     yield "spacing          " + "; ".join(" x ".join(f"{mm:g}" for mm in s) for s in spacings) + " mm"
     labeled = [case for case in cases if has_label(root, case)]
     recorded = max((read_classes(root, case) for case in labeled), key=len, default=())
-    classes = recorded if num_classes in (None, len(recorded)) else numbered_classes(num_classes)
+    classes = classes_by_number(num_classes, recorded)
     counts = [np.bincount(read_label(root, case, len(classes)).ravel(), minlength=len(classes) + 1) for case in labeled]
     if counts:
         shares = 100 * np.array([voxels[1:] / voxels.sum() for voxels in counts])  # (cases, C)

@@ -21,7 +21,7 @@ from methods import METHODS
 from methods.base import Method
 from options.flags import list_paths
 from runtime import runs
-from runtime.device import enough_memory, pick_device, refuse_recompute, set_determinism, syncs_batch_norm
+from runtime.device import enough_memory, pick_device, refuse_synced_recompute, set_determinism, syncs_batch_norm
 from runtime.distributed import ALONE, PeerLost, Ranks
 from runtime.journal import Journal, Silence
 from scans.preprocess import read_record
@@ -44,11 +44,11 @@ def train(options: Namespace, ranks: Ranks = ALONE) -> int:
     options, folder, split, classes, preprocessing, state = ranks.from_leader(lambda: _claim(options))
     with ranks.leader_first():
         device = pick_device(options, ranks=ranks)
-        refuse_recompute(options, device, ranks)
+        refuse_synced_recompute(options, device, ranks)
         runs.seed_everything(options.seed)
         set_determinism(options.deterministic)
         with enough_memory(device, LESS_MEMORY):
-            method = METHODS[options.method](options).to(device)
+            method = METHODS[options.method](options).to(device)  # no room there must show before a run is overwritten
         reported_output(method, options)
         notices = _start_weights(method, options) if state is None else []
         store = CaseStore(options, split.labeled, split.unlabeled, ranks.local_size)

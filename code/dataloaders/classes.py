@@ -22,8 +22,14 @@ def settle_classes(options: Namespace, cases: Sequence[str]) -> tuple[LabelClass
             )
     if fault := contradiction(options.num_classes, case_path(root, cases[0]), classes):
         raise InputError(fault)
-    options.num_classes = options.num_classes or len(classes)
-    return classes if options.num_classes == len(classes) else numbered_classes(options.num_classes)
+    classes = classes_by_number(options.num_classes, classes)
+    options.num_classes = len(classes)
+    return classes
+
+
+def classes_by_number(number: int | None, recorded: tuple[LabelClass, ...]) -> tuple[LabelClass, ...]:
+    """The classes that --num_classes stands for beside those that cases record, which hold if there are as many."""
+    return recorded if number in (None, len(recorded)) else numbered_classes(number)
 
 
 def contradiction(number: int | None, path: Path, classes: Sequence[LabelClass]) -> str | None:

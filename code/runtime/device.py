@@ -90,7 +90,7 @@ def memory_format(device: torch.device, amp: str) -> torch.memory_format:
     return torch.channels_last_3d if device.type == "cpu" or amp != "off" else torch.contiguous_format
 
 
-def refuse_recompute(options: Namespace, device: torch.device, ranks: Ranks) -> None:
+def refuse_synced_recompute(options: Namespace, device: torch.device, ranks: Ranks) -> None:
     """Raise an `InputError` where --recompute meets the batch norm of several processes."""
     if syncs_batch_norm(options, device, ranks) and options.recompute:
         raise InputError(

@@ -17,7 +17,7 @@ from runtime.device import (
     pick_device,
     place,
     precision,
-    refuse_recompute,
+    refuse_synced_recompute,
     set_determinism,
 )
 from runtime.distributed import Ranks
@@ -138,10 +138,10 @@ def test_statistics_of_other_processes_are_not_recomputed():
     options, gpu, two = asked(), torch.device("cuda", 0), Ranks(0, 2, 0, 2)
     options.sync_bn = options.recompute = True
     with pytest.raises(InputError, match="--recompute .* --no-recompute, or .* --no-sync_bn"):
-        refuse_recompute(options, gpu, two)
-    refuse_recompute(options, gpu, Ranks())
+        refuse_synced_recompute(options, gpu, two)
+    refuse_synced_recompute(options, gpu, Ranks())
     options.recompute = False
-    refuse_recompute(options, gpu, two)
+    refuse_synced_recompute(options, gpu, two)
 
 
 def test_bf16_on_a_cpu_refuses_patches_that_it_would_ruin(gpus):
