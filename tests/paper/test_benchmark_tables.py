@@ -2,8 +2,11 @@
 
 import csv
 import json
+import re
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -12,6 +15,7 @@ from paper.benchmark_tables import BENCHMARK_COLUMNS, paired, stored_scores, tab
 from utils.errors import InputError
 
 CASES = ("a", "b", "c")
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 
 
 @pytest.fixture
@@ -179,3 +183,31 @@ def test_a_folder_of_another_name(results):
     add("v_net", {"seg": [0.5, 0.5, 0.5]})
     with pytest.raises(InputError, match="v_net"):
         stored_scores(folder / "runs")
+
+
+@pytest.mark.parametrize("benchmark", ["hippocampus", "left_atrium"])
+def test_the_published_tables_are_those_of_the_stored_runs(tmp_path, benchmark):
+    (tmp_path / "runs").symlink_to(RESULTS / benchmark / "runs")
+    write_benchmark(tmp_path)
+    made = {path.name: path.read_text() for path in tmp_path.iterdir() if path.suffix in (".md", ".csv")}
+    assert {"table.md", "table.csv", "pairs.md", "label_efficiency.csv"} <= made.keys()
+    assert made == {name: (RESULTS / benchmark / name).read_text() for name in made}
+
+
+def test_the_published_table_of_several_classes_is_that_of_its_scores():
+    scores = pd.read_csv(RESULTS / "several_classes" / "scores.csv")
+    names = {"v_net": "V-Net", "dtml": "DTML", "dtml_k_start_1": "DTML, --sdm_k_start 1"}
+    outputs = {"seg": "M_s", "mean": "mean of both outputs"}
+    scores["dice"] *= 100
+    published = pd.read_csv(RESULTS / "several_classes" / "table.csv").set_index(["class", "method"])
+    rows = scores.groupby(["class", "method", "output"])
+    assert len(rows) == len(published)
+    for (kind, method, output), row in rows:
+        title = names[method] + (f", {outputs[output]}" if method != "v_net" else "")
+        line = published.loc[(kind, title)]
+        assert row["dice"].mean() == pytest.approx(line["dice"], abs=0.006)
+        assert row.groupby("seed")["dice"].mean().std() == pytest.approx(line["dice_sd_over_seeds"], abs=0.006)
+        if method != "v_net":
+            difference = crossed_difference(*paired(rows.get_group((kind, "v_net", "seg")), row, "dice"))[:3]
+            numbers = [float(number) for number in re.findall(r"[+-][\d.]+", line["dice_minus_v_net"])]
+            assert numbers == pytest.approx(difference, abs=0.011)  # the scores have four decimals
