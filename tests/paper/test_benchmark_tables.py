@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,9 +12,10 @@ from scipy import stats
 from evaluation.statistics import crossed_difference
 from paper.benchmark_tables import BENCHMARK_COLUMNS, paired, stored_scores, table, write_benchmark
 from utils.errors import InputError
+from utils.files import REPOSITORY
 
 CASES = ("a", "b", "c")
-RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
+RESULTS = REPOSITORY / "docs" / "results"
 
 
 @pytest.fixture
