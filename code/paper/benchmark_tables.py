@@ -1,13 +1,15 @@
 """Tables and a figure of a benchmark from the stored runs of several seeds, folds and numbers of labels.
 
 `python -m paper.benchmark_tables FOLDER`, in code/: reads FOLDER/runs/<row>[_<N>_labels][_fold<f>]_seed<k>/ and writes
-table.csv, table.md and pairs.md of the number of labels with most runs to FOLDER, folds.md of several folds, and
-label_efficiency.csv and .png of several numbers of labels at which rows can be compared, in the folds that all of them
-have. Another number with more than the rows of that figure has tables of its own, such as table_4_labels.md.
+table.csv, table.md and pairs.md of the number of labels with most runs to FOLDER, folds.md, folds.csv and
+folds_differences.csv of several folds, and label_efficiency.csv and .png of several numbers of labels at which rows can
+be compared, in the folds that all of them have. Another number with more than the rows of that figure has tables of
+its own, such as table_4_labels.md.
 """
 
 import re
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +163,24 @@ def folds_markdown(scores: pd.DataFrame) -> str:
     return markdown(["fold", *(f"`{r}`" for r in (BASELINE, *others)), *(f"`{r}` − V-Net" for r in others)], cells)
 
 
+def rows_of_folds(scores: pd.DataFrame) -> pd.DataFrame:
+    """A line per fold, row and number of labels: means over seeds and cases, and how Dice spreads over them."""
+    groups = scores.groupby(["fold", "labeled", *SETTING, "row"])
+    spread = groups["dice"].agg(dice_sd="std", dice_median="median", dice_worst="min")
+    return groups[list(FACTORS.index)].mean().join(spread).reset_index()
+
+
+def differences_of_folds(scores: pd.DataFrame) -> pd.DataFrame:
+    """Dice of second minus first with its interval, of any two rows of a fold; not corrected for their number."""
+    lines = []
+    for fold, own in scores.groupby("fold"):
+        for ((n, first), ours), ((m, second), theirs) in combinations(own.groupby(["labeled", "row"]), 2):
+            if pair := paired(ours, theirs, "dice"):
+                lines.append([fold, first, n, second, m, pair[0].shape[1], *crossed_difference(*pair)[:3]])
+    columns = ["fold", "first", "first_labeled", "second", "second_labeled", "scans", *BENCHMARK_COLUMNS[-4:-1]]
+    return pd.DataFrame(lines, columns=columns)
+
+
 def label_efficiency_figure(scores: pd.DataFrame, path: Path) -> None:
     """Dice over the number of labels (a dot for each seed, a line through their means), and the paired differences."""
     figure = Figure(figsize=(8, 3.4), layout="constrained")
@@ -209,6 +229,8 @@ def write_benchmark(folder: Path) -> None:
             texts[f"table{suffix}.csv"] = methods.to_csv(index=False, columns=BENCHMARK_COLUMNS)
     if scores["fold"].nunique() > 1:
         texts["folds.md"] = f"{folds_markdown(scores[scores['labeled'] == compared])}\n"
+        for name, lines in {"folds": rows_of_folds(scores), "folds_differences": differences_of_folds(scores)}.items():
+            texts[f"{name}.csv"] = lines.to_csv(index=False, float_format="%.2f")
     common = scores[scores["fold"].isin(set.intersection(*scores.groupby("labeled")["fold"].agg(set)))]
     curves = common[common["row"].isin(EFFICIENCY_CURVES)].groupby("labeled")["row"].nunique()
     if (curves > 1).sum() > 1:  # one common number of labels would be no curve
