@@ -394,4 +394,4 @@ def _remedy(foreign: np.ndarray) -> str:
     """What to do about label values that no class has."""
     merge = "write 1 for the foreground and 0 elsewhere"
     are_classes = np.isin(foreign, np.arange(MOST_CLASSES + 1)).all()
-    return f"give --num_classes {int(foreign.max())}, or {merge}" if are_classes else merge
+    return f"train with --num_classes {int(foreign.max())}, or {merge}" if are_classes else merge
