@@ -1,9 +1,11 @@
 """DTML+: DTML that also learns from pseudo-labels of strongly changed unlabeled crops. A variant of our own.
 
 The moving averages of M_s and M_d see an unlabeled crop as it is; the mean of their masks, cut at one half, is its
-pseudo-label. M_s and M_d see the crop with strongly changed intensities and learn the pseudo-label like a label. The
-parts are known: pseudo-labels of a weak view for a strong one (FixMatch, Sohn et al., NeurIPS 2020), moving averages
-as teachers (Mean Teacher, Tarvainen & Valpola, NeurIPS 2017). What each adds: docs/results/hippocampus/dtml_plus.md.
+pseudo-label. M_s and M_d see the crop with strongly changed intensities and learn the pseudo-label like a label. With
+--paste, a box of each such crop, or all but a box, is that of a labeled crop, with its label.
+The parts are known: pseudo-labels of a weak view for a strong one (FixMatch, Sohn et al., NeurIPS 2020), moving
+averages as teachers (Mean Teacher, Tarvainen & Valpola, NeurIPS 2017), boxes of labeled crops in unlabeled ones and
+the reverse (BCP, Bai et al., CVPR 2023). What each adds: docs/results/hippocampus/dtml_plus.md.
 """
 
 from argparse import Namespace
@@ -46,9 +48,11 @@ class DTMLPlus(DTMLPlusFlags, DTML):
     def training_step(self, batch: Batch, iteration: int) -> Terms:
         k, weight = self.steepness(iteration), self.consistency_weight(iteration)
         labeled, unlabeled = slice(batch.num_labeled), slice(batch.num_labeled, None)
-        target = self._pseudo_label(batch.image[unlabeled], k)  # (B - L, C, W, H, D)
-        changed = strong_view(batch.image[unlabeled], self.options.view_strength)
-        image = torch.cat([batch.image[labeled], changed])
+        crops = batch.image[unlabeled]
+        target = self._pseudo_label(crops, k)  # (B - L, C, W, H, D)
+        if self.options.paste:
+            crops, target = paste(crops, target, batch.image[labeled], batch.label)
+        image = torch.cat([batch.image[labeled], strong_view(crops, self.options.view_strength)])
         logits = self.m_s(image)["seg"]  # (B, C, W, H, D)
         sdm = self.m_d(image)["sdm"]  # (B, C, W, H, D), in [-1, 1]
 
@@ -73,6 +77,23 @@ class DTMLPlus(DTMLPlusFlags, DTML):
         decay = warm_decay(iteration, self.options.ema_decay)
         for teacher, student in ((self.teacher_s, self.m_s), (self.teacher_d, self.m_d)):
             update_ema(teacher, student, decay, buffers=True)
+
+
+def paste(image: Tensor, target: Tensor, labeled: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Unlabeled crops of which a random box, or all but the box, is that of a labeled crop; their targets likewise.
+
+    The box has two thirds of each edge, as in BCP. No two crops get the same labeled one while there are others.
+    Args: image, (N, 1, W, H, D); target, (N, C, W, H, D); labeled and label, the same with L in place of N.
+    """
+    inside = torch.zeros_like(image, dtype=torch.bool)
+    for crop in inside:
+        edges = [2 * length // 3 for length in crop.shape[1:]]
+        corner = [int(torch.randint(n - edge + 1, ())) for n, edge in zip(crop.shape[1:], edges, strict=True)]
+        crop[:, *(slice(start, start + edge) for start, edge in zip(corner, edges, strict=True))] = True
+        if torch.rand(()) < 0.5:
+            crop.logical_not_()
+    which = torch.randperm(len(labeled))[torch.arange(len(image)) % len(labeled)]
+    return torch.where(inside, labeled[which], image), torch.where(inside, label[which], target)
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ They stand here and not in the method's file so that --help and typing errors do
 its class; one that is not listed in FLAGS may declare the same entries itself.
 """
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, BooleanOptionalAction
 from typing import Any, ClassVar
 
 from options.types import at_least, between, positive, share
@@ -281,6 +281,12 @@ class DTMLPlusFlags(DTMLFlags):
             type=at_least(0.0),
             default=1.0,
             help="strength of the changes of intensity under which unlabeled crops are learned; 0 for none",
+        )
+        group.add_argument(
+            "--paste",
+            action=BooleanOptionalAction,
+            default=False,
+            help="put a box of a labeled crop into each unlabeled one, or the reverse, with the labels there",
         )
         add_ema_decay_argument(group)
 

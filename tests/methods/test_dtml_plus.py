@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from methods.dtml_plus import strong_view
+from methods.dtml_plus import paste, strong_view
 from utils.errors import InputError
 from utils.losses import dice_ce_loss
 
@@ -92,6 +92,41 @@ def test_two_published_files_start_both_networks_and_their_averages(method, monk
 def test_there_must_be_unlabeled_cases(build):
     with pytest.raises(InputError, match=r"(?s)dtml_plus.*--unlabelnum"):
         build("dtml_plus", "--unlabelnum", "0")
+
+
+def test_pasted_crops_are_learned_and_teachers_see_them_whole(method, make_batch):
+    method.options.view_strength, method.options.paste = 0.0, True
+    seen, batch = {}, make_batch()
+    for name in ("m_s", "teacher_s"):
+        getattr(method, name).register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0]}))
+    method.training_step(batch, ITERATION)
+    assert torch.equal(seen["teacher_s"], batch.image[2:]) and torch.equal(seen["m_s"][:2], batch.image[:2])
+    for crop, own in zip(seen["m_s"][2:], batch.image[2:], strict=True):
+        pasted = [((crop == other) & (crop != own)).float().mean() for other in batch.image[:2]]
+        assert 0.2 < max(pasted) < 0.8 and min(pasted) == 0
+
+
+# --- pasted boxes
+
+
+def test_a_box_or_all_but_it_is_pasted_with_its_label():
+    torch.manual_seed(0)
+    image, target = torch.zeros(24, 1, 12, 9, 6), torch.zeros(24, 2, 12, 9, 6)
+    number = torch.arange(1.0, 5).view(4, 1, 1, 1, 1)
+    labeled, label = number.expand(4, 1, 12, 9, 6), torch.cat([number, 10 * number], 1).expand(4, 2, 12, 9, 6)
+    mixed, mixed_target = paste(image, target, labeled, label)
+    assert torch.equal(mixed_target, torch.cat([mixed, 10 * mixed], 1))  # the labels of the same crop, there alone
+    corners = set()
+    for crop in mixed[:, 0] > 0:
+        box = crop if crop.sum() == 8 * 6 * 4 else ~crop
+        assert box.sum() == 8 * 6 * 4
+        x, y, z = box.nonzero().amin(0).tolist()
+        assert box[x : x + 8, y : y + 6, z : z + 4].all()
+        corners.add((x, y, z))
+    assert len(corners) > 12
+    boxed = [int(crop.gt(0).sum()) == 8 * 6 * 4 for crop in mixed]
+    assert any(boxed) and not all(boxed)
+    assert sorted(crop.max().item() for crop in mixed) == sorted([1, 2, 3, 4] * 6)  # each as often as the others
 
 
 # --- strong views
