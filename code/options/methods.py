@@ -4,7 +4,7 @@ They stand here and not in the method's file so that --help and typing errors do
 its class; one that is not listed in FLAGS may declare the same entries itself.
 """
 
-from argparse import ArgumentParser, BooleanOptionalAction
+from argparse import ArgumentParser
 from typing import Any, ClassVar
 
 from options.types import at_least, between, positive, share
@@ -284,8 +284,7 @@ class DTMLPlusFlags(DTMLFlags):
         )
         group.add_argument(
             "--paste",
-            action=BooleanOptionalAction,
-            default=False,
+            action="store_true",
             help="put a box of a labeled crop into each unlabeled one, or the reverse, with the labels there",
         )
         add_ema_decay_argument(group)
