@@ -85,11 +85,11 @@ def paste(image: Tensor, target: Tensor, labeled: Tensor, label: Tensor) -> tupl
     The box has two thirds of each edge, as in BCP. No two crops get the same labeled one while there are others.
     Args: image, (N, 1, W, H, D); target, (N, C, W, H, D); labeled and label, the same with L in place of N.
     """
+    edges = [2 * length // 3 for length in image.shape[2:]]
     inside = torch.zeros_like(image, dtype=torch.bool)
     for crop in inside:
-        edges = [2 * length // 3 for length in crop.shape[1:]]
-        corner = [int(torch.randint(n - edge + 1, ())) for n, edge in zip(crop.shape[1:], edges, strict=True)]
-        crop[:, *(slice(start, start + edge) for start, edge in zip(corner, edges, strict=True))] = True
+        starts = [int(torch.randint(n - edge + 1, ())) for n, edge in zip(crop.shape[1:], edges, strict=True)]
+        crop[:, *(slice(start, start + edge) for start, edge in zip(starts, edges, strict=True))] = True
         if torch.rand(()) < 0.5:
             crop.logical_not_()
     which = torch.randperm(len(labeled))[torch.arange(len(image)) % len(labeled)]

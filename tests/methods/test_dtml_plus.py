@@ -24,6 +24,14 @@ def method(build):
     return method
 
 
+def inputs_of(method) -> dict[str, torch.Tensor]:
+    """What each network sees in the next step, by its name."""
+    seen = {}
+    for name in ("m_s", "m_d", "teacher_s", "teacher_d"):
+        getattr(method, name).register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0]}))
+    return seen
+
+
 def test_terms_are_those_of_dtml_and_the_losses_of_the_teachers_labels(method, make_batch):
     method.options.view_strength = 0.0
     batch = make_batch()
@@ -47,10 +55,7 @@ def test_terms_are_those_of_dtml_and_the_losses_of_the_teachers_labels(method, m
 
 
 def test_students_see_the_changed_view_of_unlabeled_crops_alone_and_teachers_the_crop(method, make_batch):
-    seen = {}
-    for name in ("m_s", "m_d", "teacher_s", "teacher_d"):
-        getattr(method, name).register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0]}))
-    image = make_batch().image
+    seen, image = inputs_of(method), make_batch().image
     method.training_step(make_batch(), ITERATION)
     for name in ("m_s", "m_d"):
         assert torch.equal(seen[name][:2], image[:2])
@@ -96,9 +101,7 @@ def test_there_must_be_unlabeled_cases(build):
 
 def test_pasted_crops_are_learned_and_teachers_see_them_whole(method, make_batch):
     method.options.view_strength, method.options.paste = 0.0, True
-    seen, batch = {}, make_batch()
-    for name in ("m_s", "teacher_s"):
-        getattr(method, name).register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0]}))
+    seen, batch = inputs_of(method), make_batch()
     method.training_step(batch, ITERATION)
     assert torch.equal(seen["teacher_s"], batch.image[2:]) and torch.equal(seen["m_s"][:2], batch.image[:2])
     for crop, own in zip(seen["m_s"][2:], batch.image[2:], strict=True):
